@@ -1,0 +1,22 @@
+// Which instruction set the CPU kernels use.
+#pragma once
+
+#include <stdint.h>
+
+namespace maskfuse {
+
+enum class Isa : int32_t { scalar, avx2, avx512 };
+
+const char* isa_name(Isa isa);
+
+// The best level that this build and this machine both have.
+Isa isa_best();
+
+// True where kernels of `isa` are compiled in and the machine can run them.
+bool isa_available(Isa isa);
+
+// Level in use: isa_best(), or what MASKFUSE_CPU=scalar|avx2|avx512 asked for when first called.
+// Throws std::runtime_error when that is not a level, or one this machine cannot run.
+Isa isa_in_use();
+
+}  // namespace maskfuse

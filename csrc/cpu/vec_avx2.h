@@ -1,0 +1,155 @@
+// Vectors of 8 floats and 4 doubles. Included by *_avx2.cpp only. The interface is vec_avx512.h's.
+#pragma once
+
+#include <immintrin.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "dtype.h"
+
+namespace maskfuse {
+namespace {
+
+struct F32x8 {
+  using S = float;
+  using Reg = __m256;
+  static constexpr int W = 8;
+  static constexpr uint32_t kAll = 0xff;
+
+  static Reg zero() { return _mm256_setzero_ps(); }
+  static Reg set1(S x) { return _mm256_set1_ps(x); }
+  static Reg add(Reg a, Reg b) { return _mm256_add_ps(a, b); }
+  static Reg mul(Reg a, Reg b) { return _mm256_mul_ps(a, b); }
+  static Reg fma(Reg a, Reg b, Reg c) { return _mm256_fmadd_ps(a, b, c); }
+  static S first(Reg a) { return _mm256_cvtss_f32(a); }
+  static S sum(Reg a) {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+  }
+
+  static Reg load(const float* p) { return _mm256_loadu_ps(p); }
+  static Reg load_bits(const float* p, uint32_t bits, int n) {
+    if (n >= W) return _mm256_and_ps(_mm256_loadu_ps(p), _mm256_castsi256_ps(expand(bits)));
+    return _mm256_maskload_ps(p, expand(bits & lanes(n)));
+  }
+  template <class Half>
+  static Reg load_bits(const Half* p, uint32_t bits, int n) {
+    return _mm256_and_ps(load_n(p, n), _mm256_castsi256_ps(expand(bits)));
+  }
+  static Reg load_n(const float* p, int n) {
+    return n >= W ? _mm256_loadu_ps(p) : _mm256_maskload_ps(p, expand(lanes(n)));
+  }
+  static Reg load_n(const Bf16* p, int n) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load16(p, n)), 16));
+  }
+  static Reg load_n(const Fp16* p, int n) { return _mm256_cvtph_ps(load16(p, n)); }
+
+  static void store(float* p, Reg a) { _mm256_storeu_ps(p, a); }
+  static void store_n(float* p, Reg a, int n) {
+    if (n >= W) _mm256_storeu_ps(p, a);
+    else _mm256_maskstore_ps(p, expand(lanes(n)), a);
+  }
+  static void store_n(Fp16* p, Reg a, int n) { store16(p, _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT), n); }
+  static void store_n(Bf16* p, Reg a, int n) {
+    // Round to nearest even on the upper half; a NaN keeps its sign and becomes quiet.
+    const __m256i x = _mm256_castps_si256(a);
+    const __m256i high = _mm256_srli_epi32(x, 16);
+    const __m256i odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
+    const __m256i up = _mm256_srli_epi32(_mm256_add_epi32(x, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+    const __m256i y = _mm256_blendv_epi8(up, _mm256_or_si256(high, _mm256_set1_epi32(0x40)), nan);
+    store16(p, _mm_packus_epi32(_mm256_castsi256_si128(y), _mm256_extracti128_si256(y, 1)), n);
+  }
+  static Reg keep(Reg a, uint32_t bits) { return _mm256_and_ps(a, _mm256_castsi256_ps(expand(bits))); }
+
+  static void transpose(Reg* r) {
+    Reg t[8];
+    for (int i = 0; i < 8; i += 2) {
+      t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+      t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) {
+      r[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
+      r[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
+      r[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+      r[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+    }
+    for (int i = 0; i < 4; ++i) {
+      const Reg low = _mm256_permute2f128_ps(r[i], r[i + 4], 0x20);
+      r[i + 4] = _mm256_permute2f128_ps(r[i], r[i + 4], 0x31);
+      r[i] = low;
+    }
+  }
+
+ private:
+  static uint32_t lanes(int n) { return n >= W ? kAll : (1u << n) - 1; }
+  static __m256i expand(uint32_t bits) {
+    const __m256i lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    return _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32((int)bits), lane), lane);
+  }
+  static __m128i load16(const void* p, int n) {
+    if (n >= W) return _mm_loadu_si128((const __m128i*)p);
+    alignas(16) uint16_t part[W] = {};
+    memcpy(part, p, 2 * (size_t)(n & (W - 1)));
+    return _mm_load_si128((const __m128i*)part);
+  }
+  static void store16(void* p, __m128i a, int n) {
+    if (n >= W) {
+      _mm_storeu_si128((__m128i*)p, a);
+      return;
+    }
+    alignas(16) uint16_t part[W];
+    _mm_store_si128((__m128i*)part, a);
+    memcpy(p, part, 2 * (size_t)(n & (W - 1)));
+  }
+};
+
+struct F64x4 {
+  using S = double;
+  using Reg = __m256d;
+  static constexpr int W = 4;
+  static constexpr uint32_t kAll = 0xf;
+
+  static Reg zero() { return _mm256_setzero_pd(); }
+  static Reg set1(S x) { return _mm256_set1_pd(x); }
+  static Reg add(Reg a, Reg b) { return _mm256_add_pd(a, b); }
+  static Reg mul(Reg a, Reg b) { return _mm256_mul_pd(a, b); }
+  static Reg fma(Reg a, Reg b, Reg c) { return _mm256_fmadd_pd(a, b, c); }
+  static S first(Reg a) { return _mm256_cvtsd_f64(a); }
+  static S sum(Reg a) {
+    const __m128d s = _mm_add_pd(_mm256_castpd256_pd128(a), _mm256_extractf128_pd(a, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(s, _mm_unpackhi_pd(s, s)));
+  }
+
+  static Reg load(const double* p) { return _mm256_loadu_pd(p); }
+  static Reg load_bits(const double* p, uint32_t bits, int n) { return _mm256_maskload_pd(p, expand(bits & lanes(n))); }
+  static Reg load_n(const double* p, int n) {
+    return n >= W ? _mm256_loadu_pd(p) : _mm256_maskload_pd(p, expand(lanes(n)));
+  }
+  static void store(double* p, Reg a) { _mm256_storeu_pd(p, a); }
+  static void store_n(double* p, Reg a, int n) {
+    if (n >= W) _mm256_storeu_pd(p, a);
+    else _mm256_maskstore_pd(p, expand(lanes(n)), a);
+  }
+  static Reg keep(Reg a, uint32_t bits) { return _mm256_and_pd(a, _mm256_castsi256_pd(expand(bits))); }
+
+  static void transpose(Reg* r) {
+    const Reg a = _mm256_unpacklo_pd(r[0], r[1]), b = _mm256_unpackhi_pd(r[0], r[1]);
+    const Reg c = _mm256_unpacklo_pd(r[2], r[3]), d = _mm256_unpackhi_pd(r[2], r[3]);
+    r[0] = _mm256_permute2f128_pd(a, c, 0x20);
+    r[1] = _mm256_permute2f128_pd(b, d, 0x20);
+    r[2] = _mm256_permute2f128_pd(a, c, 0x31);
+    r[3] = _mm256_permute2f128_pd(b, d, 0x31);
+  }
+
+ private:
+  static uint32_t lanes(int n) { return n >= W ? kAll : (1u << n) - 1; }
+  static __m256i expand(uint32_t bits) {
+    const __m256i lane = _mm256_setr_epi64x(1, 2, 4, 8);
+    return _mm256_cmpeq_epi64(_mm256_and_si256(_mm256_set1_epi64x((long long)bits), lane), lane);
+  }
+};
+
+}  // namespace
+}  // namespace maskfuse

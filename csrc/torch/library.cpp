@@ -1,0 +1,54 @@
+// Schemas of every op, and what the library says about itself. Implementations live beside their kernels.
+#include <string>
+
+#include "../cpu/isa.h"
+#include "tensor.h"
+
+#ifndef MASKFUSE_ABI_TARGET
+#error "MASKFUSE_ABI_TARGET is set by setup.py"
+#endif
+
+namespace maskfuse {
+namespace {
+
+std::string cpu_level() { return isa_name(isa_in_use()); }
+
+// key=value lines; parsed by maskfuse.build_info().
+std::string library_info() {
+  std::string levels = "scalar";
+  for (Isa isa : {Isa::avx2, Isa::avx512})
+    if (isa_available(isa)) levels += std::string(",") + isa_name(isa);
+  return std::string("compiler=") +
+#if defined(__clang__)
+      "clang " __clang_version__
+#else
+      "gcc " __VERSION__
+#endif
+      "\ntorch_abi_target=" MASKFUSE_ABI_TARGET "\ncpu_levels=" + levels + "\ncpu_best=" + isa_name(isa_best());
+}
+
+}  // namespace
+}  // namespace maskfuse
+
+STABLE_TORCH_LIBRARY(maskfuse, m) {
+  m.def("mask_pack(Tensor dense) -> Tensor");
+  m.def("mask_unpack(Tensor bits, int columns) -> Tensor");
+  m.def("mask_structure(Tensor bits, int columns, int inner) -> Tensor");
+
+  m.def("masked_linear(Tensor input, Tensor weight, Tensor bits, Tensor[] plan, Tensor? bias=None) -> Tensor");
+  m.def("masked_linear_input_grad(Tensor grad, Tensor weight, Tensor bits, Tensor[] plan) -> Tensor");
+  m.def("masked_linear_weight_grad(Tensor grad, Tensor input, Tensor bits, Tensor[] plan) -> Tensor");
+
+  m.def("soft_masked_linear(Tensor input, Tensor weight, Tensor mask, Tensor? bias=None) -> Tensor");
+  m.def("soft_masked_linear_input_grad(Tensor grad, Tensor weight, Tensor mask) -> Tensor");
+  m.def("soft_masked_linear_weight_grad(Tensor grad, Tensor input, Tensor factor) -> Tensor");
+
+  m.def("masked_linear_kernel(str direction, int batch, int out_features, int in_features, ScalarType dtype) -> str");
+  m.def("cpu_level() -> str");
+  m.def("library_info() -> str");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(maskfuse, CompositeExplicitAutograd, m) {
+  m.impl("cpu_level", TORCH_BOX(&maskfuse::cpu_level));
+  m.impl("library_info", TORCH_BOX(&maskfuse::library_info));
+}

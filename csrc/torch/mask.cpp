@@ -1,0 +1,61 @@
+// Dispatcher ops of the mask on the CPU.
+#include "../cpu/mask.h"
+
+#include "tensor.h"
+
+namespace maskfuse {
+namespace {
+
+constexpr int64_t kRowsWorthAThread = 1 << 16;  // elements
+
+int64_t grain(int64_t columns) { return std::max<int64_t>(1, kRowsWorthAThread / std::max<int64_t>(1, columns)); }
+
+Tensor pack(const Tensor& dense) {
+  check_dtype(dense, ScalarType::Bool, "mask_pack", "dense");
+  STD_TORCH_CHECK(dense.dim() == 2, "mask_pack: dense must have shape [rows, columns], got ", shape_of(dense));
+  const Tensor from = torch::stable::contiguous(dense);
+  const int64_t rows = dense.size(0), columns = dense.size(1);
+  Tensor bits = torch::stable::new_empty(dense, {rows, mask_words(columns)}, ScalarType::Int);
+  const auto* source = (const uint8_t*)from.const_data_ptr();
+  auto* target = (uint32_t*)bits.mutable_data_ptr();
+  torch::stable::parallel_for(0, rows, grain(columns), [&](int64_t begin, int64_t end) {
+    mask_pack(source, columns, target, begin, end);
+  });
+  return bits;
+}
+
+Tensor unpack(const Tensor& bits, int64_t columns) {
+  STD_TORCH_CHECK(bits.dim() == 2 && columns >= 0, "mask_unpack: bits must have shape [rows, words], got ",
+                  shape_of(bits), " for ", columns, " columns");
+  check_bits(bits, bits.size(0), columns, "mask_unpack");
+  const Tensor from = torch::stable::contiguous(bits);
+  Tensor dense = torch::stable::new_empty(bits, {bits.size(0), columns}, ScalarType::Bool);
+  const auto* source = (const uint32_t*)from.const_data_ptr();
+  auto* target = (uint8_t*)dense.mutable_data_ptr();
+  torch::stable::parallel_for(0, bits.size(0), grain(columns), [&](int64_t begin, int64_t end) {
+    mask_unpack(source, columns, target, begin, end);
+  });
+  return dense;
+}
+
+Tensor structure(const Tensor& bits, int64_t columns, int64_t inner) {
+  STD_TORCH_CHECK(bits.dim() == 2 && columns >= 0 && inner >= 1 && columns % inner == 0,
+                  "mask_structure: bits must have shape [rows, words] and columns be a multiple of inner, got ",
+                  shape_of(bits), ", ", columns, " and ", inner);
+  check_bits(bits, bits.size(0), columns, "mask_structure");
+  const Tensor from = torch::stable::contiguous(bits);
+  const MaskStructure s = mask_structure((const uint32_t*)from.const_data_ptr(), bits.size(0), columns, inner);
+  Tensor result = torch::stable::new_empty(bits, {6}, ScalarType::Long);
+  auto* to = (int64_t*)result.mutable_data_ptr();
+  for (int64_t value : {(int64_t)s.kind, s.active, s.block_rows, s.block_columns, s.n, s.m}) *to++ = value;
+  return result;
+}
+
+}  // namespace
+}  // namespace maskfuse
+
+STABLE_TORCH_LIBRARY_IMPL(maskfuse, CPU, m) {
+  m.impl("mask_pack", TORCH_BOX(&maskfuse::pack));
+  m.impl("mask_unpack", TORCH_BOX(&maskfuse::unpack));
+  m.impl("mask_structure", TORCH_BOX(&maskfuse::structure));
+}
