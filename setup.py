@@ -42,7 +42,8 @@ ABI_TARGET = "2.11"
 ABI_DEFINES = ["-DTORCH_TARGET_VERSION=0x020b000000000000", f'-DMASKFUSE_ABI_TARGET="{ABI_TARGET}"']
 CXX_FLAGS = ["-std=c++20", "-O3", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter"]
 CXX_FLAGS += ["-DMASKFUSE_X86"] if X86 else []
-CUDA_ARCHITECTURES = ["arch=compute_80,code=[sm_80,compute_80]", "arch=compute_90a,code=sm_90a"]
+CXX_FLAGS += [f"-ffile-prefix-map={ROOT}/="]  # messages name files of the repository, not of this machine
+CUDA_ARCHITECTURES = {"sm_80 ptx_80": "arch=compute_80,code=[sm_80,compute_80]", "sm_90a": "arch=compute_90a,code=sm_90a"}
 
 
 def source_paths(names):
@@ -115,8 +116,9 @@ def extensions():
     if nvcc is not None:
         home = nvcc.parent.parent
         cpp_extension.CUDA_HOME = str(home)  # None beside a CPU-only torch
-        gencode = [flag for architecture in CUDA_ARCHITECTURES for flag in ("-gencode", architecture)]
-        cuda_flags = ["-std=c++20", "-O3", "-lineinfo", "-Xcompiler", "-fvisibility=hidden", "-DUSE_CUDA", *gencode]
+        gencode = [flag for architecture in CUDA_ARCHITECTURES.values() for flag in ("-gencode", architecture)]
+        architectures = f'-DMASKFUSE_CUDA_ARCHITECTURES="{" ".join(CUDA_ARCHITECTURES)}"'
+        cuda_flags = ["-std=c++20", "-O3", "-Xcompiler", "-fvisibility=hidden", "-DUSE_CUDA", *gencode]
         built.append(
             cpp_extension.CppExtension(
                 "maskfuse._C_cuda",
@@ -125,7 +127,7 @@ def extensions():
                 library_dirs=[str(home / "lib64")],
                 libraries=["cudart_static", "rt", "dl", "pthread"],
                 extra_compile_args={
-                    "cxx": [*CXX_FLAGS, *ABI_DEFINES, "-DUSE_CUDA"],
+                    "cxx": [*CXX_FLAGS, *ABI_DEFINES, "-DUSE_CUDA", architectures],
                     "nvcc": [*cuda_flags, *ABI_DEFINES],
                 },
                 extra_link_args=[*link, "-Wl,--no-as-needed", "-ltorch_cuda", "-Wl,--as-needed"],

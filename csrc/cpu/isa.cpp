@@ -1,5 +1,6 @@
 #include "isa.h"
 
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <initializer_list>
@@ -38,23 +39,29 @@ Isa isa_best() {
 
 namespace {
 
-Isa choose() {
-  const char* wanted = std::getenv("MASKFUSE_CPU");
-  if (wanted == nullptr || *wanted == '\0') return isa_best();
+Isa parse(const char* source, const char* name) {
   for (Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512}) {
-    if (std::strcmp(wanted, isa_name(isa)) != 0) continue;
+    if (std::strcmp(name, isa_name(isa)) != 0) continue;
     if (isa_available(isa)) return isa;
-    throw std::runtime_error(std::string("MASKFUSE_CPU=") + wanted + ": this machine runs at most " +
-                             isa_name(isa_best()));
+    throw std::runtime_error(std::string(source) + name + ": this machine runs at most " + isa_name(isa_best()));
   }
-  throw std::runtime_error(std::string("MASKFUSE_CPU=") + wanted + ": expected scalar, avx2 or avx512");
+  throw std::runtime_error(std::string(source) + name + ": expected scalar, avx2 or avx512");
+}
+
+Isa from_environment() {
+  const char* wanted = std::getenv("MASKFUSE_CPU");
+  return wanted == nullptr || *wanted == '\0' ? isa_best() : parse("MASKFUSE_CPU=", wanted);
+}
+
+std::atomic<Isa>& level() {
+  static std::atomic<Isa> isa{from_environment()};
+  return isa;
 }
 
 }  // namespace
 
-Isa isa_in_use() {
-  static const Isa isa = choose();
-  return isa;
-}
+Isa isa_in_use() { return level().load(std::memory_order_relaxed); }
+
+void isa_set(const char* name) { level().store(parse("level ", name), std::memory_order_relaxed); }
 
 }  // namespace maskfuse

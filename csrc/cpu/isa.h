@@ -15,8 +15,11 @@ Isa isa_best();
 // True where kernels of `isa` are compiled in and the machine can run them.
 bool isa_available(Isa isa);
 
-// Level in use: isa_best(), or what MASKFUSE_CPU=scalar|avx2|avx512 asked for when first called.
-// Throws std::runtime_error when that is not a level, or one this machine cannot run.
+// Level in use: isa_best(), or what MASKFUSE_CPU=scalar|avx2|avx512 asked for when first called, or what
+// was set since. Throws std::runtime_error when that is not a level, or one this machine cannot run.
 Isa isa_in_use();
+
+// Sets the level for all threads, for tests and benchmarks that compare levels. Throws likewise.
+void isa_set(const char* name);
 
 }  // namespace maskfuse

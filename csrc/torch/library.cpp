@@ -13,6 +13,13 @@ namespace {
 
 std::string cpu_level() { return isa_name(isa_in_use()); }
 
+// Returns the level that was in use before.
+std::string set_cpu_level(std::string name) {
+  const std::string before = cpu_level();
+  isa_set(name.c_str());
+  return before;
+}
+
 // key=value lines; parsed by maskfuse.build_info().
 std::string library_info() {
   std::string levels = "scalar";
@@ -35,20 +42,22 @@ STABLE_TORCH_LIBRARY(maskfuse, m) {
   m.def("mask_unpack(Tensor bits, int columns) -> Tensor");
   m.def("mask_structure(Tensor bits, int columns, int inner) -> Tensor");
 
-  m.def("masked_linear(Tensor input, Tensor weight, Tensor bits, Tensor[] plan, Tensor? bias=None) -> Tensor");
+  m.def("masked_linear(Tensor input, Tensor weight, Tensor bits, Tensor[] plan, Tensor? bias) -> Tensor");
   m.def("masked_linear_input_grad(Tensor grad, Tensor weight, Tensor bits, Tensor[] plan) -> Tensor");
   m.def("masked_linear_weight_grad(Tensor grad, Tensor input, Tensor bits, Tensor[] plan) -> Tensor");
 
-  m.def("soft_masked_linear(Tensor input, Tensor weight, Tensor mask, Tensor? bias=None) -> Tensor");
+  m.def("soft_masked_linear(Tensor input, Tensor weight, Tensor mask, Tensor? bias) -> Tensor");
   m.def("soft_masked_linear_input_grad(Tensor grad, Tensor weight, Tensor mask) -> Tensor");
   m.def("soft_masked_linear_weight_grad(Tensor grad, Tensor input, Tensor factor) -> Tensor");
 
   m.def("masked_linear_kernel(str direction, int batch, int out_features, int in_features, ScalarType dtype) -> str");
   m.def("cpu_level() -> str");
+  m.def("set_cpu_level(str name) -> str");
   m.def("library_info() -> str");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(maskfuse, CompositeExplicitAutograd, m) {
   m.impl("cpu_level", TORCH_BOX(&maskfuse::cpu_level));
+  m.impl("set_cpu_level", TORCH_BOX(&maskfuse::set_cpu_level));
   m.impl("library_info", TORCH_BOX(&maskfuse::library_info));
 }

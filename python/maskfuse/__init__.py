@@ -1,0 +1,9 @@
+"""Kernels and layers for networks in which weights or channels are switched off by a mask."""
+
+from . import functional, nn, reference
+from .backends import use_backend
+from .functional import masked_linear
+from .info import build_info, explain
+from .mask import Mask
+
+__all__ = ["Mask", "build_info", "explain", "functional", "masked_linear", "nn", "reference", "use_backend"]

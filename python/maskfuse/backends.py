@@ -1,0 +1,116 @@
+"""Which implementation runs an op: the first backend in order that serves the device, or the one asked for.
+
+A backend registers itself with `register`: `cpu` runs this package's CPU kernels, `reference` plain PyTorch.
+Nothing else is tried when a backend asked for by `use_backend` or MASKFUSE_BACKEND cannot run: that is an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of the ops.
+
+    Attributes:
+        name: what `use_backend` calls it.
+        ops: op stem -> function (input, weight, mask, bias, ...).
+        refuses: device type -> None where the backend serves it, else the reason why not.
+    """
+
+    name: str
+    ops: Mapping[str, Callable[..., Any]]
+    refuses: Callable[[str], str | None]
+
+
+_backends: dict[str, Backend] = {}  # in order of preference
+_chosen = threading.local()
+_warned: set[tuple[str, str]] = set()
+
+
+def register(backend: Backend) -> None:
+    """Adds a backend behind those that are there; the reference, which serves every device, stays last."""
+    _backends[backend.name] = backend
+    if "reference" in _backends:
+        _backends["reference"] = _backends.pop("reference")
+
+
+def names() -> list[str]:
+    """Backends in order of preference."""
+    return list(_backends)
+
+
+def _requested() -> str | None:
+    return getattr(_chosen, "name", None) or os.environ.get("MASKFUSE_BACKEND") or None
+
+
+def _known(name: str) -> Backend:
+    if name not in _backends:
+        raise ValueError(f"backend must be one of {', '.join(_backends)}; got {name!r}")
+    return _backends[name]
+
+
+def verdicts(op: str, device_type: str) -> list[tuple[str, str | None]]:
+    """(backend, None or why it cannot run `op` there), in order of preference."""
+    result = []
+    for backend in _backends.values():
+        reason = backend.refuses(device_type)
+        if reason is None and op not in backend.ops:
+            reason = f"has no {op}"
+        result.append((backend.name, reason))
+    return result
+
+
+def choose(op: str, device_type: str) -> Backend:
+    """The backend that runs `op` on a device.
+
+    Raises:
+        ValueError: the backend asked for is not one.
+        RuntimeError: the backend asked for cannot run this op on this device.
+    """
+    requested = _requested()
+    if requested is not None:
+        backend = _known(requested)
+        reason = dict(verdicts(op, device_type))[requested]
+        if reason is not None:
+            raise RuntimeError(f"backend {requested!r} cannot run {op} on {device_type}: {reason}")
+        return backend
+    found = verdicts(op, device_type)
+    name = next(name for name, reason in found if reason is None)
+    if name == "reference" and not torch.compiler.is_compiling() and (op, device_type) not in _warned:
+        _warned.add((op, device_type))
+        others = "; ".join(f"{other}: {reason}" for other, reason in found if reason is not None)
+        warnings.warn(
+            f"maskfuse: {op} on {device_type} runs as plain PyTorch (no speed or memory gained): {others}",
+            UserWarning,
+            stacklevel=3,
+        )
+    return _backends[name]
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Runs every op inside the `with` block, in this thread, on the named backend.
+
+    A gradient is computed by the backend of its forward pass. MASKFUSE_BACKEND does the same for a process.
+
+    Raises:
+        ValueError: no such backend.
+        RuntimeError: from an op that the backend cannot run.
+    """
+    _known(name)
+    before = getattr(_chosen, "name", None)
+    _chosen.name = name
+    try:
+        yield
+    finally:
+        _chosen.name = before

@@ -1,0 +1,74 @@
+"""`masked_linear`: a linear layer whose weight is masked without a masked copy of it."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .. import ops, reference
+from ..backends import Backend, choose, register
+from ..mask import Mask, _describe
+from . import _check
+
+
+def _kernels(input: Tensor, weight: Tensor, mask: Mask | Tensor, bias: Tensor | None) -> Tensor:
+    if isinstance(mask, Mask):
+        return ops.masked_linear(input, weight, mask.bits, mask.plan, bias)
+    return ops.soft_masked_linear(input, weight, mask, bias)
+
+
+register(
+    Backend(
+        "cpu",
+        {"masked_linear": _kernels},
+        # A meta tensor computes nothing: the ops' fake implementations give the shape.
+        lambda device: None if device in ("cpu", "meta") else "serves tensors on the CPU only",
+    )
+)
+register(Backend("reference", {"masked_linear": reference.masked_linear}, lambda device: None))
+
+
+def masked_linear(input: Tensor, weight: Tensor, mask: Mask | Tensor, bias: Tensor | None = None) -> Tensor:
+    """Linear layer with a masked weight: `input @ where(mask, weight, 0).T + bias`.
+
+    With a floating mask it is `input @ (weight * mask).T + bias`. Neither product is ever stored: the mask is
+    applied while the kernel packs the weight, and the weight's gradient leaves its kernel masked, exactly 0 where
+    the mask is.
+
+    A weight under a binary mask does not contribute even when it is NaN or infinite; what non-finite *inputs* give
+    where they meet only masked weights is unspecified. Sums are float32 for the half types, else the type's own,
+    and bitwise the same for the same inputs.
+
+    Args:
+        input: `[..., in]`, any strides, any leading dimensions, float32, float64, bfloat16 or float16.
+        weight: `[out, in]`, the input's dtype and device.
+        mask: `[out, in]`. `Mask`, bool or 0/1 integers: binary. Floating, of the weight's dtype: real-valued,
+            and given a gradient where it asks for one. A `Mask` saves packing the bits in every call.
+        bias: `[out]` or None.
+
+    Returns:
+        `[..., out]`, contiguous, the input's dtype.
+
+    Raises:
+        TypeError: a dtype that is not named above, or dtypes that differ.
+        ValueError: shapes or devices that do not fit.
+        RuntimeError: the backend asked for cannot run on the input's device.
+    """
+    _check.floating(input, "input")
+    _check.floating(weight, "weight")
+    if weight.dim() != 2:
+        raise ValueError(f"weight must have shape [out, in], got {list(weight.shape)}")
+    mask = _check.mask_of(mask, weight)
+    soft = mask if isinstance(mask, Tensor) else None
+    input, weight, bias, soft = _check.autocast(input, weight, bias, soft)
+    mask = mask if soft is None else soft
+    _check.same("input", input, "weight", weight)
+    if input.dim() == 0 or input.shape[-1] != weight.shape[1]:
+        raise ValueError(
+            f"input must have shape [..., {weight.shape[1]}] for weight {list(weight.shape)}, got {list(input.shape)}"
+        )
+    if bias is not None:
+        _check.floating(bias, "bias")
+        _check.same("bias", bias, "weight", weight)
+        if bias.shape != weight.shape[:1]:
+            raise ValueError(f"bias must have shape {[weight.shape[0]]}, got {_describe(bias)}")
+    return choose("masked_linear", input.device.type).ops["masked_linear"](input, weight, mask, bias)

@@ -1,0 +1,128 @@
+"""What is built, what is loaded, which kernel runs."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import _library, backends
+from .mask import Mask
+
+
+def _pairs(text: str) -> dict[str, str]:
+    return dict(line.split("=", 1) for line in text.splitlines())
+
+
+def _version() -> str:
+    try:
+        return metadata.version("maskfuse")
+    except metadata.PackageNotFoundError:
+        return "in place"
+
+
+def build_info() -> dict[str, Any]:
+    """What was built and what is loaded: plain values, ready for JSON.
+
+    Keys: `version`, `torch`, `python`, `compiler`, `torch_abi_target`, `cpu_levels` (compiled in and able to run
+    here), `cpu_level` (in use; MASKFUSE_CPU overrides), `backends` (in order of preference), and `cuda`: `loaded`,
+    `reason` (why not, or None) and what the CUDA library says of itself.
+    """
+    library = _pairs(torch.ops.maskfuse.library_info())
+    cuda: dict[str, Any] = {"loaded": _library.cuda_reason is None, "reason": _library.cuda_reason}
+    if cuda["loaded"]:
+        cuda.update(_pairs(torch.ops.maskfuse.cuda_library_info()))
+    return {
+        "version": _version(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "compiler": library["compiler"],
+        "torch_abi_target": library["torch_abi_target"],
+        "cpu_levels": library["cpu_levels"].split(","),
+        "cpu_level": torch.ops.maskfuse.cpu_level(),
+        "backends": backends.names(),
+        "cuda": cuda,
+    }
+
+
+_KERNELS = {
+    "naive": "three loops, one result at a time",
+    "row_dot": "dot products over rows of the weight, mask applied in the load",
+    "streamed": "rows of the weight streamed past sums held in cache, mask applied in the load",
+    "packed": "blocked product, mask applied while a panel of the weight is packed, empty panels skipped",
+}
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Which kernel runs each pass of an op, and what was ruled out. `str()` is the text for people."""
+
+    op: str
+    device: str
+    backend: str
+    kernels: dict[str, str]
+    ruled_out: dict[str, str]
+    mask: str
+
+    def __str__(self) -> str:
+        """One line a pass, one line a backend ruled out."""
+        lines = [f"{self.op} on {self.device}: backend {self.backend}", f"  mask         {self.mask}"]
+        for direction, kernel in self.kernels.items():
+            detail = _KERNELS.get(kernel.split()[0])
+            lines.append(f"  {direction:<12} {kernel}" + (f": {detail}" if detail else ""))
+        lines += [f"  not {name}: {reason}" for name, reason in self.ruled_out.items()]
+        return "\n".join(lines)
+
+
+def explain(
+    layer_or_mask: nn.Module | Mask,
+    batch: int = 1,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Explanation:
+    """Which kernels run a masked linear layer, by the functions that choose them in a call.
+
+    Args:
+        layer_or_mask: a `MaskedLinear`, or the two-dimensional `Mask` of one.
+        batch: number of input rows (all leading dimensions together).
+        device: where; the layer's or mask's device by default.
+        dtype: of the operands; the layer's, or float32.
+
+    Raises:
+        TypeError: neither a masked layer nor a mask.
+        ValueError: a negative batch, or a mask that is no linear layer's.
+    """
+    mask = layer_or_mask if isinstance(layer_or_mask, Mask) else getattr(layer_or_mask, "mask", None)
+    if not isinstance(mask, Mask):
+        raise TypeError(f"layer_or_mask must be a masked layer or a Mask, got {type(layer_or_mask).__name__}")
+    if len(mask.shape) != 2:
+        raise ValueError(f"layer_or_mask must have a mask [out, in], got {list(mask.shape)}")
+    if batch < 0:
+        raise ValueError(f"batch must not be negative, got {batch}")
+    if isinstance(layer_or_mask, nn.Module):
+        weight = layer_or_mask.weight
+        assert isinstance(weight, torch.Tensor)
+        device = device or weight.device
+        dtype = dtype or weight.dtype
+    device_type = torch.device(device or mask.device).type
+    dtype = dtype or torch.float32
+
+    op = "masked_linear"
+    backend = backends.choose(op, device_type).name
+    ruled_out = {
+        name: reason or "not asked for" if backends._requested() else reason or "comes after it"
+        for name, reason in backends.verdicts(op, device_type)
+        if name != backend
+    }
+    out_features, in_features = mask.shape
+    kernels = {
+        direction: torch.ops.maskfuse.masked_linear_kernel(direction, batch, out_features, in_features, dtype)
+        if backend == "cpu"
+        else "torch.where and F.linear"
+        for direction in ("forward", "input_grad", "weight_grad")
+    }
+    return Explanation(op, device_type, backend, kernels, ruled_out, repr(mask))

@@ -1,0 +1,387 @@
+"""`Mask`: which weights of a tensor are active, one bit each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import ops
+from .ops.mask import words
+
+_KINDS = ("empty", "full", "channels", "blocks", "n:m", "unstructured")
+
+
+class Mask:
+    """An immutable binary mask over a weight of shape `[out, in, ...]`, one bit a weight.
+
+    The bits of output `o` are row `o` of `bits`, an int32 tensor `[out, ceil(in * ... / 32)]`: least
+    significant bit first, zero past the last column. A one-dimensional mask is a single row.
+
+    Make one with `from_dense`, `threshold`, `topk`, `random`, `n_m`, `blocks`, `channels`, `full` or
+    `from_bits`; combine with `&`, `|`, `~`; compare with `==`. A mask pickles, deep-copies (to itself), and
+    goes into safetensors as `mask.bits`.
+    """
+
+    __slots__ = ("_facts", "bits", "plan", "shape")
+
+    bits: Tensor
+    shape: torch.Size
+    plan: list[Tensor]
+    _facts: tuple[int, ...] | None
+
+    def __init__(self, bits: Tensor, shape: Sequence[int]) -> None:
+        set_once = super().__setattr__
+        set_once("bits", bits)
+        set_once("shape", torch.Size(shape))
+        # Index lists that kernels beyond the masked dense product derive from the bits: none so far.
+        set_once("plan", [])
+        set_once("_facts", None)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"Mask is immutable: cannot set {name!r}; make a new mask")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"Mask is immutable: cannot delete {name!r}")
+
+    # -- making one ------------------------------------------------------------------------------------
+
+    @staticmethod
+    def from_dense(t: Tensor) -> Mask:
+        """Mask from a bool tensor of any shape with at least one dimension, on CPU or CUDA.
+
+        Raises:
+            TypeError: `t` is not a bool tensor.
+            ValueError: `t` is a scalar.
+        """
+        if not isinstance(t, Tensor) or t.dtype != torch.bool:
+            raise TypeError(
+                f"t must be a bool tensor, got {_describe(t)}; "
+                "use t.bool() for 0/1 integers, Mask.threshold(t, value) for weights"
+            )
+        rows, columns = _rows_columns(t.shape, "t")
+        return Mask(torch.ops.maskfuse.mask_pack(t.reshape(rows, columns)), t.shape)
+
+    @staticmethod
+    def from_bits(bits: Tensor, shape: Sequence[int]) -> Mask:
+        """Mask from packed bits as `Mask.bits` has them, which are copied.
+
+        Raises:
+            TypeError: `bits` is not an int32 tensor.
+            ValueError: `bits` has another shape than `shape` needs, or bits set past the last column.
+        """
+        rows, columns = _rows_columns(shape, "shape")
+        if not isinstance(bits, Tensor) or bits.dtype != torch.int32:
+            raise TypeError(f"bits must be an int32 tensor, got {_describe(bits)}")
+        if tuple(bits.shape) != (rows, words(columns)):
+            raise ValueError(
+                f"bits must have shape {[rows, words(columns)]} for a mask of shape {list(shape)}, "
+                f"got {list(bits.shape)}"
+            )
+        bits = bits.detach().clone(memory_format=torch.contiguous_format)
+        if bool((bits & ~_valid_bits(columns, bits.device)).any()):
+            raise ValueError(f"bits has bits set past the last column of a mask of shape {list(shape)}")
+        return Mask(bits, shape)
+
+    @staticmethod
+    def full(shape: Sequence[int], active: bool = True, device: torch.device | str | None = None) -> Mask:
+        """Mask with every weight active, or none."""
+        rows, columns = _rows_columns(shape, "shape")
+        row = _valid_bits(columns, device or "cpu") if active else torch.zeros(words(columns), dtype=torch.int32)
+        return Mask(row.to(device or "cpu").repeat(rows, 1), shape)
+
+    @staticmethod
+    def threshold(t: Tensor, value: float) -> Mask:
+        """Active where `|t| > value`. Magnitude pruning at a fixed threshold."""
+        _check_real(t, "t")
+        return Mask.from_dense(t.detach().abs() > value)
+
+    @staticmethod
+    def topk(scores: Tensor, density: float) -> Mask:
+        """Active at the `round(density * numel)` largest scores; equal scores go to the lower index.
+
+        Scores are taken as they are: pass `weight.abs()` for magnitude pruning.
+
+        Raises:
+            ValueError: `density` is outside 0..1, or a score is NaN.
+        """
+        _check_real(scores, "scores")
+        _check_density(density)
+        flat = scores.detach().reshape(-1)
+        if bool(flat.isnan().any()):
+            raise ValueError(f"scores must not contain NaN (shape {list(scores.shape)})")
+        return Mask.from_dense(_largest(flat, round(density * flat.numel())).reshape(scores.shape))
+
+    @staticmethod
+    def random(shape: Sequence[int], density: float, generator: torch.Generator | None = None) -> Mask:
+        """Active at `round(density * numel)` positions drawn uniformly, on the generator's device (CPU)."""
+        _rows_columns(shape, "shape")
+        _check_density(density)
+        device = generator.device if generator is not None else torch.device("cpu")
+        numel = math.prod(shape)
+        scores = torch.rand(numel, generator=generator, device=device, dtype=torch.float64)
+        return Mask.from_dense(_largest(scores, round(density * numel)).reshape(tuple(shape)))
+
+    @staticmethod
+    def n_m(scores: Tensor, n: int, m: int) -> Mask:
+        """Active at the `n` largest of every `m` consecutive scores along the input dimension (dim 1).
+
+        Raises:
+            ValueError: not 0 <= n <= m, or the input dimension is not a multiple of m.
+        """
+        _check_real(scores, "scores")
+        if scores.dim() < 2:
+            raise ValueError(f"scores must have shape [out, in, ...], got {list(scores.shape)}")
+        if not (m > 0 and 0 <= n <= m):
+            raise ValueError(f"n and m must satisfy 0 <= n <= m, m > 0, got n={n}, m={m}")
+        if scores.shape[1] % m:
+            raise ValueError(f"m={m} must divide the input dimension of scores, {list(scores.shape)}")
+        grouped = scores.detach().movedim(1, -1).unflatten(-1, (-1, m)) if scores.numel() else scores.movedim(1, -1)
+        best = grouped.sort(dim=-1, descending=True, stable=True).indices[..., :n]
+        active = torch.zeros_like(grouped, dtype=torch.bool).scatter_(-1, best, True)
+        active = active.flatten(-2) if scores.numel() else active
+        return Mask.from_dense(active.movedim(-1, 1))
+
+    @staticmethod
+    def blocks(active: Tensor, block: tuple[int, int], shape: Sequence[int] | None = None) -> Mask:
+        """Active in whole blocks of `block = (rows, columns)` weights.
+
+        `active` is bool `[ceil(out / rows), ceil(in / columns)]`; blocks at the edge of `shape` are cut. Without
+        `shape` no block is cut. For a convolution `in` counts the flattened trailing dimensions.
+        """
+        height, width = block
+        if not isinstance(active, Tensor) or active.dtype != torch.bool or active.dim() != 2:
+            raise TypeError(f"active must be a bool tensor [block rows, block columns], got {_describe(active)}")
+        if height < 1 or width < 1:
+            raise ValueError(f"block must be positive, got {block}")
+        shape = tuple(shape) if shape is not None else (active.shape[0] * height, active.shape[1] * width)
+        rows, columns = _rows_columns(shape, "shape")
+        needed = [-(-rows // height), -(-columns // width)]
+        if list(active.shape) != needed:
+            raise ValueError(
+                f"active must have shape {needed} for shape {list(shape)} in blocks of {tuple(block)}, "
+                f"got {list(active.shape)}"
+            )
+        dense = active.repeat_interleave(height, 0)[:rows].repeat_interleave(width, 1)[:, :columns]
+        return Mask.from_dense(dense.reshape(shape))
+
+    @staticmethod
+    def channels(shape: Sequence[int], out: Tensor | None = None, inp: Tensor | None = None) -> Mask:
+        """Active where both the output channel (dim 0) and the input channel (dim 1) are.
+
+        `out` and `inp` are bool `[channels]` or integer indices of the active channels; None keeps all.
+
+        Raises:
+            TypeError: neither bool nor integer.
+            ValueError: another length, or a shape without an input dimension.
+            IndexError: an index out of range.
+        """
+        if len(shape) < 2:
+            raise ValueError(f"shape must be [out, in, ...], got {list(shape)}")
+        rows = _channel_flags(out, shape[0], "out")
+        columns = _channel_flags(inp, shape[1], "inp").to(rows.device)
+        dense = (rows[:, None] & columns[None, :]).reshape(shape[0], shape[1], *[1] * (len(shape) - 2))
+        return Mask.from_dense(dense.expand(tuple(shape)))
+
+    # -- what it is ------------------------------------------------------------------------------------
+
+    @property
+    def numel(self) -> int:
+        """Number of weights, active or not."""
+        return math.prod(self.shape)
+
+    @property
+    def active(self) -> int:
+        """Number of active weights."""
+        return self._found()[1]
+
+    @property
+    def density(self) -> float:
+        """Active share of the weights, 0..1; 1 for a mask over nothing."""
+        return self.active / self.numel if self.numel else 1.0
+
+    @property
+    def sparsity(self) -> float:
+        """Masked share of the weights, 1 - density."""
+        return 1.0 - self.density
+
+    @property
+    def structure(self) -> str:
+        """What the bits look like: empty, full, channels, blocks, n:m or unstructured.
+
+        Found from the bits: `channels` where every row is empty or equal to one pattern over whole channels;
+        `blocks` where the mask is constant on a grid (`block` has its size); `n:m` where exactly n of every m
+        in 2, 4, 8, 16, 32 consecutive inputs are active (`n_of_m` has them).
+        """
+        return _KINDS[self._found()[0]]
+
+    @property
+    def block(self) -> tuple[int, int] | None:
+        """Size of the largest grid cell on which a `blocks` mask is constant, else None."""
+        facts = self._found()
+        return (facts[2], facts[3]) if self.structure == "blocks" else None
+
+    @property
+    def n_of_m(self) -> tuple[int, int] | None:
+        """(n, m) of an `n:m` mask, else None."""
+        facts = self._found()
+        return (facts[4], facts[5]) if self.structure == "n:m" else None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the bits and everything derived from them take."""
+        return sum(t.numel() * t.element_size() for t in (self.bits, *self.plan))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the bits are."""
+        return self.bits.device
+
+    def dense(self) -> Tensor:
+        """The mask as a bool tensor of its shape, on its device."""
+        _, columns = _rows_columns(self.shape, "shape")
+        return torch.ops.maskfuse.mask_unpack(self.bits, columns).reshape(self.shape)
+
+    def to(self, device: torch.device | str) -> Mask:
+        """The mask on `device`; itself where it is there already."""
+        device = torch.device(device)
+        bits = self.bits.to(device)
+        if bits is self.bits:
+            return self
+        moved = Mask(bits, self.shape)
+        object.__setattr__(moved, "_facts", self._facts)
+        return moved
+
+    def _found(self) -> tuple[int, ...]:
+        if self._facts is None:
+            _, columns = _rows_columns(self.shape, "shape")
+            inner = math.prod(self.shape[2:])
+            facts = torch.ops.maskfuse.mask_structure(self.bits.cpu(), columns, max(inner, 1))
+            # Two threads may both get here; they find the same.
+            object.__setattr__(self, "_facts", tuple(facts.tolist()))
+        assert self._facts is not None
+        return self._facts
+
+    # -- combining -------------------------------------------------------------------------------------
+
+    def _combine(self, other: object, name: str, operation: Callable[[Tensor, Tensor], Tensor]) -> Mask:
+        if not isinstance(other, Mask):
+            return NotImplemented
+        if other.shape != self.shape:
+            raise ValueError(f"masks combined with {name} must have one shape, got {list(self.shape)} and {list(other.shape)}")
+        if other.device != self.device:
+            raise ValueError(f"masks combined with {name} must be on one device, got {self.device} and {other.device}")
+        return Mask(operation(self.bits, other.bits), self.shape)
+
+    def __and__(self, other: object) -> Mask:
+        """Active where both are."""
+        return self._combine(other, "&", torch.bitwise_and)
+
+    def __or__(self, other: object) -> Mask:
+        """Active where either is."""
+        return self._combine(other, "|", torch.bitwise_or)
+
+    def __invert__(self) -> Mask:
+        """Active where this one is not."""
+        _, columns = _rows_columns(self.shape, "shape")
+        return Mask(self.bits ^ _valid_bits(columns, self.device), self.shape)
+
+    def __eq__(self, other: object) -> bool:
+        """True for a mask of the same shape with the same bits, wherever it is."""
+        if not isinstance(other, Mask):
+            return NotImplemented
+        return self is other or (self.shape == other.shape and torch.equal(self.bits.cpu(), other.bits.cpu()))
+
+    def __hash__(self) -> int:
+        """Equal masks have equal hashes."""
+        return hash((self.shape, self.active))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles bits and shape; what is derived from them is found again."""
+        return Mask, (self.bits, tuple(self.shape))
+
+    def __copy__(self) -> Mask:
+        """Itself: it cannot change."""
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Mask:
+        """Itself: it cannot change, so copies of a layer share it."""
+        return self
+
+    def __repr__(self) -> str:
+        """Shape, active share, structure and device."""
+        detail = {"blocks": f" {self.block}", "n:m": f" {self.n_of_m}"}.get(self.structure, "")
+        return (
+            f"Mask({list(self.shape)}, {self.active} of {self.numel} active ({self.density:.2%}), "
+            f"{self.structure}{detail}, {self.device})"
+        )
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} tensor {list(value.shape)}"
+    return type(value).__name__
+
+
+def _rows_columns(shape: Sequence[int], name: str) -> tuple[int, int]:
+    if len(shape) == 0:
+        raise ValueError(f"{name} must have at least one dimension")
+    if any(size < 0 for size in shape):
+        raise ValueError(f"{name} must not be negative, got {list(shape)}")
+    return (1, shape[0]) if len(shape) == 1 else (shape[0], math.prod(shape[1:]))
+
+
+def _valid_bits(columns: int, device: torch.device | str) -> Tensor:
+    row = torch.full((words(columns),), -1, dtype=torch.int32, device="cpu")
+    if columns % 32:
+        row[-1] = (1 << columns % 32) - 1
+    return row.to(device)
+
+
+def _check_real(t: object, name: str) -> None:
+    if not isinstance(t, Tensor) or t.dtype == torch.bool or t.is_complex():
+        raise TypeError(f"{name} must be a tensor of real numbers, got {_describe(t)}")
+
+
+def _check_density(density: float) -> None:
+    if not 0.0 <= density <= 1.0:
+        raise ValueError(f"density must be in 0..1, got {density}")
+
+
+def _largest(flat: Tensor, count: int) -> Tensor:
+    """Bool tensor of the `count` largest of `flat`, ties by index: a selection, not a sort."""
+    if count == 0:
+        return torch.zeros_like(flat, dtype=torch.bool)
+    if flat.dtype in (torch.float16, torch.bfloat16):
+        flat = flat.float()
+    smallest = torch.kthvalue(flat, flat.numel() - count + 1).values
+    active = flat > smallest
+    ties = (flat == smallest).nonzero().squeeze(1)[: count - int(active.sum())]
+    active[ties] = True
+    return active
+
+
+def _channel_flags(channels: Tensor | None, size: int, name: str) -> Tensor:
+    if channels is None:
+        return torch.ones(size, dtype=torch.bool)
+    if not isinstance(channels, Tensor) or channels.is_floating_point() or channels.is_complex():
+        raise TypeError(f"{name} must be a bool or integer tensor, got {_describe(channels)}")
+    if channels.dim() != 1:
+        raise ValueError(f"{name} must have one dimension, got shape {list(channels.shape)}")
+    if channels.dtype == torch.bool:
+        if channels.shape[0] != size:
+            raise ValueError(f"{name} must have length {size}, got {channels.shape[0]}")
+        return channels
+    if channels.numel() and not (0 <= int(channels.min()) and int(channels.max()) < size):
+        raise IndexError(f"{name} has an index outside 0..{size - 1}")
+    flags = torch.zeros(size, dtype=torch.bool, device=channels.device)
+    flags[channels.long()] = True
+    return flags
+
+
+torch.serialization.add_safe_globals([Mask])
+
+__all__ = ["Mask"]

@@ -1,0 +1,5 @@
+"""Drop-in twins of `torch.nn` layers."""
+
+from .masked_linear import MaskedLinear
+
+__all__ = ["MaskedLinear"]

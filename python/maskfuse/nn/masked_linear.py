@@ -1,0 +1,184 @@
+"""`MaskedLinear`: an `nn.Linear` part of whose weight is switched off."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..functional import masked_linear
+from ..functional._check import mask_of
+from ..mask import Mask
+
+_KEY = "mask_bits"
+
+
+class MaskedLinear(nn.Linear):
+    """`nn.Linear` with a binary mask on its weight.
+
+    `weight` stays a dense parameter `[out_features, in_features]`. Under the mask it is zero, in value and in
+    gradient, unless `set_mask(mask, retain=True)` keeps the values there; they contribute nothing either way.
+
+    The mask is no buffer: it is saved in `state_dict` as `mask_bits` and follows the layer's device, and nothing
+    that averages, broadcasts or casts buffers touches it. A plain layer's `state_dict` loads into this one and
+    keeps the current mask.
+
+    Args:
+        in_features, out_features, bias, device, dtype: as in `nn.Linear`.
+        mask: `Mask`, bool or 0/1 integer tensor `[out_features, in_features]`; None masks nothing.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        mask: Mask | Tensor | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, device, dtype)
+        self._mask = self._placed(Mask.full((out_features, in_features)))
+        self._retain = False
+        if mask is not None:
+            self.set_mask(mask)
+
+    @classmethod
+    def from_dense(cls, layer: nn.Linear, mask: Mask | Tensor | None = None) -> MaskedLinear:
+        """A masked layer with copies of a plain layer's parameters, on its device, in its dtype and mode.
+
+        Without `mask` nothing is masked, or, where `layer` is masked itself, what it masks.
+
+        Raises:
+            TypeError: `layer` is no `nn.Linear`.
+        """
+        if not isinstance(layer, nn.Linear):
+            raise TypeError(f"layer must be an nn.Linear, got {type(layer).__name__}")
+        weight = layer.weight
+        # Made on meta so that no values are drawn from the random generator.
+        twin = cls(layer.in_features, layer.out_features, layer.bias is not None, device="meta", dtype=weight.dtype)
+        twin.weight = nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad)
+        if layer.bias is not None:
+            twin.bias = nn.Parameter(layer.bias.detach().clone(), requires_grad=layer.bias.requires_grad)
+        twin.train(layer.training)
+        if isinstance(layer, MaskedLinear):
+            twin.set_mask(layer.mask, retain=layer._retain)
+        else:
+            twin._mask = twin._placed(twin._mask)
+        if mask is not None:
+            twin.set_mask(mask)
+        return twin
+
+    def to_dense(self) -> nn.Linear:
+        """A plain layer with the masked weight folded in; copies, nothing is shared."""
+        layer = nn.Linear(
+            self.in_features, self.out_features, self.bias is not None, device="meta", dtype=self.weight.dtype
+        )
+        weight = self.weight.detach().clone()
+        if not weight.is_meta:
+            weight.masked_fill_(~self._mask.dense(), 0)
+        layer.weight = nn.Parameter(weight, requires_grad=self.weight.requires_grad)
+        if self.bias is not None:
+            layer.bias = nn.Parameter(self.bias.detach().clone(), requires_grad=self.bias.requires_grad)
+        return layer.train(self.training)
+
+    @property
+    def mask(self) -> Mask:
+        """The current mask; change it with `set_mask`."""
+        return self._mask
+
+    def set_mask(self, mask: Mask | Tensor, retain: bool = False) -> None:
+        """Masks the weight anew and writes zero under the mask, or with `retain` keeps the values there.
+
+        Retained values contribute nothing and get no gradient; they come back when a later mask uncovers them.
+
+        Raises:
+            TypeError: no `Mask`, nor a bool or 0/1 integer tensor (a floating tensor is a real-valued mask:
+                `maskfuse.masked_linear` takes it).
+            ValueError: the shape is not the weight's.
+        """
+        if isinstance(mask, Tensor):
+            if mask.is_floating_point():
+                raise TypeError(
+                    f"mask must be a Mask, bool or 0/1 integers, got a floating tensor {list(mask.shape)}; "
+                    "a layer's mask is binary"
+                )
+            mask = mask.to(self.weight.device) if not self.weight.is_meta else mask
+        elif isinstance(mask, Mask):
+            mask = self._placed(mask)
+        checked = mask_of(mask, self.weight)
+        assert isinstance(checked, Mask)
+        self._mask = checked
+        self._retain = bool(retain)
+        self._zero_masked()
+
+    def reset_parameters(self) -> None:
+        """Draws weight and bias as `nn.Linear` does; under the mask the weight is zero again."""
+        super().reset_parameters()
+        if hasattr(self, "_mask"):  # nn.Linear's constructor calls this first
+            self._zero_masked()
+
+    def forward(self, input: Tensor) -> Tensor:
+        """`input` `[..., in_features]` -> `[..., out_features]`; see `maskfuse.masked_linear`."""
+        return masked_linear(input, self.weight, self._mask, self.bias)
+
+    def extra_repr(self) -> str:
+        """`nn.Linear`'s, with density and structure of the mask."""
+        return f"{super().extra_repr()}, density={self._mask.density:.4g}, structure={self._mask.structure}"
+
+    def _placed(self, mask: Mask) -> Mask:
+        # Bits have values, so they stay where they are while the parameters are on meta.
+        return mask if self.weight.is_meta else mask.to(self.weight.device)
+
+    @torch.no_grad()
+    def _zero_masked(self) -> None:
+        if self._retain or self.weight.is_meta:
+            return
+        self.weight.masked_fill_(~self._mask.dense(), 0)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MaskedLinear:
+        # `fn` may cast or leave memory uninitialised (to_empty): the bits only follow the device.
+        super()._apply(fn, recurse)
+        self._mask = self._placed(self._mask)
+        return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + _KEY] = self._mask.bits
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        key = prefix + _KEY
+        mask = self._mask
+        errors = len(error_msgs)
+        if key in state_dict:
+            try:
+                mask = Mask.from_bits(state_dict[key], self.weight.shape)
+            except (TypeError, ValueError) as error:
+                error_msgs.append(f"{key}: {error}")
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        if key in unexpected_keys:
+            unexpected_keys.remove(key)
+        if len(error_msgs) > errors:
+            return
+        self._mask = self._placed(mask)
+        if self._retain or self.weight.is_meta:
+            return
+        if local_metadata.get("assign_to_params_buffers", False):
+            # The parameter is now the caller's tensor, which is not ours to write to.
+            weight = self.weight.detach().masked_fill(~self._mask.dense(), 0)
+            self.weight = nn.Parameter(weight, requires_grad=self.weight.requires_grad)
+        else:
+            self._zero_masked()

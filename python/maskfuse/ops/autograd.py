@@ -1,0 +1,174 @@
+"""One derivative, two registrations.
+
+Every product of this package is multilinear: linear in each of its tensor operands, plus a bias. So an op
+says once which product each operand's gradient is, and that serves `register_autograd` (compile, export)
+and a `torch.autograd.Function` (eager double backward, `torch.func`, which refuses `register_autograd` ops).
+Forward mode follows from linearity: the tangent is the sum of the product with one operand replaced by its
+tangent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+Gradient = Callable[..., Tensor]
+
+
+def _transformed(args: Sequence[Any]) -> bool:
+    """True under `torch.func` transforms, and where an operand carries a forward-mode tangent."""
+    if torch._C._are_functorch_transforms_active():
+        return True
+    return any(
+        forward_ad.unpack_dual(t).tangent is not None
+        for t in args
+        if isinstance(t, Tensor) and t.is_floating_point()
+    )
+
+
+def _recorded(args: Sequence[Any]) -> bool:
+    return torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in args)
+
+
+def multilinear(name: str, gradients: dict[int, Gradient], bias: int | None = None) -> Callable[..., Tensor]:
+    """Makes `maskfuse::name` differentiable and returns the function to call it by.
+
+    `gradients[i]` maps (saved inputs..., output gradient) to the gradient of input `i`; it is called with the
+    inputs as a list and must itself be differentiable. `bias` is the position of an operand that is added.
+    """
+    op = getattr(torch.ops.maskfuse, name).default
+    arguments = op._schema.arguments
+    count = len(arguments)
+    plan = next((i for i, argument in enumerate(arguments) if str(argument.type) == "List[Tensor]"), None)
+
+    # A Function's operands are flat, which functorch wants: the plan's tensors come last.
+    def flatten(args: Sequence[Any]) -> list[Any]:
+        flat = list(args)
+        if plan is None:
+            return flat
+        tensors, flat[plan] = flat[plan], None
+        return flat + tensors
+
+    def unflatten(flat: Sequence[Any]) -> list[Any]:
+        args = list(flat[:count])
+        if plan is not None:
+            args[plan] = list(flat[count:])
+        return args
+
+    def save(ctx: Any, flat: Sequence[Any], kept: list[int]) -> list[Tensor]:
+        ctx.kept = kept
+        ctx.rest = [None if isinstance(value, Tensor) else value for value in flat]
+        ctx.has_bias = bias is not None and flat[bias] is not None
+        return [flat[i] for i in kept]
+
+    def setup_recorded(ctx: Any, inputs: Sequence[Any], output: Tensor) -> None:
+        # An operand is kept only where the gradient of another one is asked for; masks always.
+        wanted = [i for i in gradients if ctx.needs_input_grad[i]]
+        kept = [
+            i
+            for i, value in enumerate(inputs)
+            if isinstance(value, Tensor) and i != bias and (i not in gradients or any(w != i for w in wanted))
+        ]
+        ctx.save_for_backward(*save(ctx, inputs, kept))
+
+    def setup_transformed(ctx: Any, inputs: Sequence[Any], output: Tensor) -> None:
+        # Forward mode reads every operand, and functorch wants one list saved for both modes.
+        ctx.output_shape = output.shape
+        saved = save(ctx, inputs, [i for i, value in enumerate(inputs) if isinstance(value, Tensor)])
+        ctx.save_for_backward(*saved)
+        ctx.save_for_forward(*saved)
+
+    def restore(ctx: Any) -> list[Any]:
+        values = list(ctx.rest)
+        for i, tensor in zip(ctx.kept, ctx.saved_tensors, strict=True):
+            values[i] = tensor
+        return values
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        values = restore(ctx)
+        result: list[Any] = [None] * len(values)
+        args = unflatten(values)
+        for i, gradient in gradients.items():
+            if ctx.needs_input_grad[i]:
+                result[i] = gradient(args, grad)
+        if ctx.has_bias and bias is not None and ctx.needs_input_grad[bias]:
+            result[bias] = grad.sum(tuple(range(grad.dim() - 1))) if grad.dim() > 1 else grad
+        return tuple(result)
+
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        args = unflatten(restore(ctx))
+        if bias is not None:
+            args[bias] = None
+        terms = [
+            tangents[i] if i == bias else call(*args[:i], tangents[i], *args[i + 1 :])
+            for i in range(count)
+            if isinstance(tangents[i], Tensor) and (i in gradients or i == bias)
+        ]
+        # jvp is called where some operand has a tangent; the bias's alone is a row.
+        return sum(terms[1:], start=terms[0]).expand(ctx.output_shape)
+
+    def registered_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        return tuple(unflatten(backward(ctx, grad)))
+
+    torch.library.register_autograd(
+        f"maskfuse::{name}",
+        registered_backward,
+        setup_context=lambda ctx, inputs, output: setup_recorded(ctx, flatten(inputs), output),
+    )
+
+    shared = {
+        "forward": staticmethod(lambda *flat: op(*unflatten(flat))),
+        "backward": staticmethod(backward),
+    }
+    recorded: Any = type(
+        f"{name}_recorded",
+        (torch.autograd.Function,),
+        {**shared, "setup_context": staticmethod(setup_recorded)},
+    )
+    transformed: Any = type(
+        f"{name}_transformed",
+        (torch.autograd.Function,),
+        {
+            **shared,
+            "setup_context": staticmethod(setup_transformed),
+            "jvp": staticmethod(jvp),
+            "generate_vmap_rule": True,
+        },
+    )
+
+    def call(*args: Any) -> Tensor:
+        if torch.compiler.is_compiling():
+            return op(*args)
+        if _transformed(args):
+            return transformed.apply(*flatten(args))
+        # Function.apply costs about 9 microseconds, so it is skipped where nothing would use it.
+        return recorded.apply(*flatten(args)) if _recorded(args) else op(*args)
+
+    call.__name__ = name
+    return call
+
+
+def vmap_rows(name: str, row_operand: int) -> None:
+    """Registers vmap: a batch of the operand in front (any leading dimensions) is one more leading dimension.
+
+    Where another operand is batched too, the samples are computed one by one: each has its own weight.
+    """
+    op = getattr(torch.ops.maskfuse, name).default
+
+    def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
+        batched = [i for i, dim in enumerate(in_dims) if isinstance(dim, int)]
+        if batched == [row_operand]:
+            values = list(args)
+            values[row_operand] = args[row_operand].movedim(in_dims[row_operand], 0)
+            return op(*values), 0
+        outputs = [
+            op(*[a.select(dim, i) if isinstance(dim, int) else a for a, dim in zip(args, in_dims, strict=True)])
+            for i in range(info.batch_size)
+        ]
+        return torch.stack(outputs), 0
+
+    torch.library.register_vmap(f"maskfuse::{name}", rule)

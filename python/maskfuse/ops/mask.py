@@ -1,0 +1,28 @@
+"""Shapes of the mask ops, for tracing."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import _library as _library
+
+
+def words(columns: int) -> int:
+    """32-bit words that a row of `columns` bits takes."""
+    return (columns + 31) // 32
+
+
+@torch.library.register_fake("maskfuse::mask_pack")
+def _(dense: Tensor) -> Tensor:
+    return dense.new_empty((dense.shape[0], words(dense.shape[1])), dtype=torch.int32)
+
+
+@torch.library.register_fake("maskfuse::mask_unpack")
+def _(bits: Tensor, columns: int) -> Tensor:
+    return bits.new_empty((bits.shape[0], columns), dtype=torch.bool)
+
+
+@torch.library.register_fake("maskfuse::mask_structure")
+def _(bits: Tensor, columns: int, inner: int) -> Tensor:
+    return bits.new_empty((6,), dtype=torch.int64)

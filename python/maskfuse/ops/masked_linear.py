@@ -1,0 +1,57 @@
+"""`masked_linear` with a binary mask: y = x (w where m else 0)^T + b, and its two gradients.
+
+The three ops are closed under differentiation: every gradient of one is another of the three.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .autograd import multilinear, vmap_rows
+
+
+@torch.library.register_fake("maskfuse::masked_linear")
+def _(input: Tensor, weight: Tensor, bits: Tensor, plan: list[Tensor], bias: Tensor | None) -> Tensor:
+    torch._check(input.shape[-1] == weight.shape[1], lambda: f"input {input.shape} does not fit weight {weight.shape}")
+    return input.new_empty((*input.shape[:-1], weight.shape[0]))
+
+
+@torch.library.register_fake("maskfuse::masked_linear_input_grad")
+def _(grad: Tensor, weight: Tensor, bits: Tensor, plan: list[Tensor]) -> Tensor:
+    torch._check(grad.shape[-1] == weight.shape[0], lambda: f"grad {grad.shape} does not fit weight {weight.shape}")
+    return grad.new_empty((*grad.shape[:-1], weight.shape[1]))
+
+
+@torch.library.register_fake("maskfuse::masked_linear_weight_grad")
+def _(grad: Tensor, input: Tensor, bits: Tensor, plan: list[Tensor]) -> Tensor:
+    return grad.new_empty((grad.shape[-1], input.shape[-1]))
+
+
+# Inputs in order: (input, weight, bits, plan, bias), (grad, weight, bits, plan), (grad, input, bits, plan).
+masked_linear = multilinear(
+    "masked_linear",
+    {
+        0: lambda v, grad: masked_linear_input_grad(grad, v[1], v[2], v[3]),
+        1: lambda v, grad: masked_linear_weight_grad(grad, v[0], v[2], v[3]),
+    },
+    bias=4,
+)
+masked_linear_input_grad = multilinear(
+    "masked_linear_input_grad",
+    {
+        0: lambda v, grad: masked_linear(grad, v[1], v[2], v[3], None),
+        1: lambda v, grad: masked_linear_weight_grad(v[0], grad, v[2], v[3]),
+    },
+)
+masked_linear_weight_grad = multilinear(
+    "masked_linear_weight_grad",
+    {
+        0: lambda v, grad: masked_linear(v[1], grad, v[2], v[3], None),
+        1: lambda v, grad: masked_linear_input_grad(v[0], grad, v[2], v[3]),
+    },
+)
+
+vmap_rows("masked_linear", 0)
+vmap_rows("masked_linear_input_grad", 0)
+vmap_rows("masked_linear_weight_grad", -1)  # a sum over rows: one result a sample
