@@ -43,7 +43,10 @@ ABI_DEFINES = ["-DTORCH_TARGET_VERSION=0x020b000000000000", f'-DMASKFUSE_ABI_TAR
 CXX_FLAGS = ["-std=c++20", "-O3", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter"]
 CXX_FLAGS += ["-DMASKFUSE_X86"] if X86 else []
 CXX_FLAGS += [f"-ffile-prefix-map={ROOT}/="]  # messages name files of the repository, not of this machine
-CUDA_ARCHITECTURES = {"sm_80 ptx_80": "arch=compute_80,code=[sm_80,compute_80]", "sm_90a": "arch=compute_90a,code=sm_90a"}
+CUDA_ARCHITECTURES = {
+    "sm_80 ptx_80": "arch=compute_80,code=[sm_80,compute_80]",
+    "sm_90a": "arch=compute_90a,code=sm_90a",
+}
 
 
 def source_paths(names):

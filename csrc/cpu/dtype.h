@@ -18,9 +18,7 @@ struct Fp16 {
   uint16_t bits;
 };
 
-inline constexpr int64_t dtype_size(Dtype dtype) {
-  return dtype == Dtype::f64 ? 8 : dtype == Dtype::f32 ? 4 : 2;
-}
+inline constexpr int64_t dtype_size(Dtype dtype) { return dtype == Dtype::f64 ? 8 : dtype == Dtype::f32 ? 4 : 2; }
 
 // The type a sum over products is kept in.
 template <class T>

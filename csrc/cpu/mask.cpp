@@ -84,7 +84,7 @@ MaskStructure mask_structure(const uint32_t* bits, int64_t rows, int64_t columns
   // greatest common divisors of the positions where rows, and where columns, change.
   const uint32_t* pattern = nullptr;
   bool same_rows = true;
-  int64_t row_step = rows, column_step = columns;
+  int64_t row_step = 0, column_step = 0;  // 0: no change seen; an edge cut off a block is none
   for (int64_t r = 0; r < rows; ++r) {
     const uint32_t* row = bits + r * words;
     int64_t count = 0;
@@ -92,20 +92,24 @@ MaskStructure mask_structure(const uint32_t* bits, int64_t rows, int64_t columns
     s.active += count;
     const size_t bytes = (size_t)words * sizeof(uint32_t);
     if (count > 0) {
-      if (pattern == nullptr) pattern = row;
-      else if (same_rows) same_rows = std::memcmp(pattern, row, bytes) == 0;
+      if (pattern == nullptr)
+        pattern = row;
+      else if (same_rows)
+        same_rows = std::memcmp(pattern, row, bytes) == 0;
     }
-    if (r > 0 && row_step > 1 && std::memcmp(row - words, row, bytes) != 0) row_step = std::gcd(row_step, r);
-    for (int64_t w = 0; w < words && column_step > 1; ++w) {
+    if (r > 0 && row_step != 1 && std::memcmp(row - words, row, bytes) != 0) row_step = std::gcd(row_step, r);
+    for (int64_t w = 0; w < words && column_step != 1; ++w) {
       uint32_t change = changes(row, w);
       const int64_t valid = columns - w * 32;
       if (valid < 32) change &= (1u << valid) - 1;  // the edge to the padding is no change
-      for (; change != 0 && column_step > 1; change &= change - 1)
+      for (; change != 0 && column_step != 1; change &= change - 1)
         column_step = std::gcd(column_step, w * 32 + __builtin_ctz(change));
     }
   }
-  if (s.active == 0) s.kind = Structure::empty;
-  else if (s.active == rows * columns) s.kind = Structure::full;
+  if (s.active == 0)
+    s.kind = Structure::empty;
+  else if (s.active == rows * columns)
+    s.kind = Structure::full;
   if (s.kind != Structure::unstructured) return s;
 
   bool whole_channels = true;
@@ -115,10 +119,10 @@ MaskStructure mask_structure(const uint32_t* bits, int64_t rows, int64_t columns
     s.kind = Structure::channels;
     return s;
   }
-  if (row_step > 1 || column_step > 1) {
+  if (row_step != 1 || column_step != 1) {
     s.kind = Structure::blocks;
-    s.block_rows = row_step;
-    s.block_columns = column_step;
+    s.block_rows = row_step == 0 ? rows : row_step;
+    s.block_columns = column_step == 0 ? columns : column_step;
     return s;
   }
   for (int64_t m : {2, 4, 8, 16, 32}) {

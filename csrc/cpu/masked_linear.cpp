@@ -32,7 +32,8 @@ void split(Schedule& s, const MaskedGemm& g, int64_t m_unit, int64_t n_unit, int
   parts = std::min<int64_t>(parts, std::max<int64_t>(1, g.m * g.n * std::max<int64_t>(g.k, 1) / kWorthAThread));
   s.n_step = round_up(std::max<int64_t>(1, ceil_div(g.n, parts)), n_unit);
   s.n_tasks = ceil_div(g.n, s.n_step);
-  s.m_step = round_up(std::max<int64_t>(1, ceil_div(g.m, std::max<int64_t>(1, parts / std::max<int64_t>(1, s.n_tasks)))), m_unit);
+  s.m_step = round_up(
+      std::max<int64_t>(1, ceil_div(g.m, std::max<int64_t>(1, parts / std::max<int64_t>(1, s.n_tasks)))), m_unit);
   s.m_tasks = ceil_div(g.m, s.m_step);
 }
 
@@ -40,10 +41,14 @@ void split(Schedule& s, const MaskedGemm& g, int64_t m_unit, int64_t n_unit, int
 
 const char* kernel_name(Kernel kernel) {
   switch (kernel) {
-    case Kernel::naive: return "naive";
-    case Kernel::row_dot: return "row_dot";
-    case Kernel::streamed: return "streamed";
-    case Kernel::packed: return "packed";
+    case Kernel::naive:
+      return "naive";
+    case Kernel::row_dot:
+      return "row_dot";
+    case Kernel::streamed:
+      return "streamed";
+    case Kernel::packed:
+      return "packed";
   }
   return "unknown";
 }
@@ -78,7 +83,8 @@ Schedule schedule(const MaskedGemm& g, Isa isa, int threads) {
     const int64_t parts = std::min<int64_t>(threads, std::max<int64_t>(1, g.m * g.n * g.k / kWorthAThread));
     s.m_step = round_up(std::max<int64_t>(1, ceil_div(g.m, parts)), table->m_tile);
     s.m_tasks = ceil_div(g.m, s.m_step);
-    s.n_step = round_up(std::max<int64_t>(1, ceil_div(g.n, std::max<int64_t>(1, parts / std::max<int64_t>(1, s.m_tasks)))), n_tile);
+    s.n_step = round_up(
+        std::max<int64_t>(1, ceil_div(g.n, std::max<int64_t>(1, parts / std::max<int64_t>(1, s.m_tasks)))), n_tile);
     s.n_tasks = ceil_div(g.n, s.n_step);
   } else {
     split(s, g, table->m_tile, n_tile, threads);

@@ -66,11 +66,11 @@ inline constexpr int64_t kStreamSums = 4096;
 struct MaskedLinearKernels {
   Task few_rows[2][4][2];  // row_dot, streamed
   Task packed[3][4][2];
-  int32_t m_tile;        // rows of C held in registers
-  int32_t n_tile[2];     // columns of C held in registers: float, double
-  int32_t m_block;       // rows of A packed at once: sized for the second-level cache
-  int32_t k_block;       // length of a packed panel: sized for the first-level cache
-  int32_t panels;        // column panels packed at once
+  int32_t m_tile;     // rows of C held in registers
+  int32_t n_tile[2];  // columns of C held in registers: float, double
+  int32_t m_block;    // rows of A packed at once: sized for the second-level cache
+  int32_t k_block;    // length of a packed panel: sized for the first-level cache
+  int32_t panels;     // column panels packed at once
 };
 
 struct Schedule {

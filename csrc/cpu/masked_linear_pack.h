@@ -69,8 +69,10 @@ static inline int find_runs(const MaskedGemm& g, int64_t n0, int64_t k0, int64_t
       for (int64_t i = k; i < end; ++i) any |= mask_at(g.bits + (k0 + i) * g.bits_ld, n0) & columns;
     }
     if (any == 0) continue;
-    if (count > 0 && runs[count - 1].end == k) runs[count - 1].end = (int32_t)end;
-    else runs[count++] = {(int32_t)k, (int32_t)end};
+    if (count > 0 && runs[count - 1].end == k)
+      runs[count - 1].end = (int32_t)end;
+    else
+      runs[count++] = {(int32_t)k, (int32_t)end};
   }
   return count;
 }

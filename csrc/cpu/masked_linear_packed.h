@@ -100,8 +100,10 @@ static void packed_task(const MaskedGemm& g, const Block& block, void* scratch) 
     int64_t k0 = 0;
     do {  // once even when k is 0: bias and zeros must be written
       const int64_t kc = min64(KC, g.k - k0);
-      if constexpr (kGrad) pack_a_columns<V, T, MR>(g, m0, m1 - m0, k0, kc, a_block);
-      else pack_a_rows<V, T>(g, m0, m1 - m0, k0, kc, Tile::kRowStride, a_block);
+      if constexpr (kGrad)
+        pack_a_columns<V, T, MR>(g, m0, m1 - m0, k0, kc, a_block);
+      else
+        pack_a_rows<V, T>(g, m0, m1 - m0, k0, kc, Tile::kRowStride, a_block);
 
       Finish<S> finish{};
       finish.first = k0 == 0;

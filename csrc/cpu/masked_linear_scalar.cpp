@@ -1,8 +1,8 @@
 // masked_linear as three loops: no intrinsics, no blocking, no packing. It runs on every machine, and
 // it is what the fast versions are to be read against.
-#include "masked_linear.h"
-
 #include <cstring>
+
+#include "masked_linear.h"
 
 namespace maskfuse {
 namespace {

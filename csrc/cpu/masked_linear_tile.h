@@ -10,13 +10,13 @@ namespace {
 // What a finished tile needs beyond its sums.
 template <class S>
 struct Finish {
-  bool first;  // no earlier k block: C is overwritten, not added to
-  bool last;   // no later k block: bias and mask are applied
+  bool first;            // no earlier k block: C is overwritten, not added to
+  bool last;             // no later k block: bias and mask are applied
   const S* bias;         // at the tile's first column, or null
   const uint32_t* bits;  // weight_grad, at the tile's first row; or null
   int64_t bits_ld;
-  int64_t column;        // of the tile's first column, to find its bits
-  const S* factor;       // weight_grad with a real-valued mask, at the tile's first element; or null
+  int64_t column;   // of the tile's first column, to find its bits
+  const S* factor;  // weight_grad with a real-valued mask, at the tile's first element; or null
   int64_t factor_ld;
 };
 
@@ -64,8 +64,10 @@ static void tile(const typename V::S* a, const typename V::S* b, const Run* runs
         if (finish.bits) r = V::keep(r, mask_at(finish.bits + i * finish.bits_ld, finish.column + j * W));
         if (finish.factor) r = V::mul(r, V::load_n(finish.factor + i * finish.factor_ld + j * W, width));
       }
-      if (width >= W) V::store(to, r);
-      else V::store_n(to, r, width);
+      if (width >= W)
+        V::store(to, r);
+      else
+        V::store_n(to, r, width);
     }
   }
 }

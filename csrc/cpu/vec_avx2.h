@@ -47,8 +47,10 @@ struct F32x8 {
 
   static void store(float* p, Reg a) { _mm256_storeu_ps(p, a); }
   static void store_n(float* p, Reg a, int n) {
-    if (n >= W) _mm256_storeu_ps(p, a);
-    else _mm256_maskstore_ps(p, expand(lanes(n)), a);
+    if (n >= W)
+      _mm256_storeu_ps(p, a);
+    else
+      _mm256_maskstore_ps(p, expand(lanes(n)), a);
   }
   static void store_n(Fp16* p, Reg a, int n) { store16(p, _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT), n); }
   static void store_n(Bf16* p, Reg a, int n) {
@@ -129,8 +131,10 @@ struct F64x4 {
   }
   static void store(double* p, Reg a) { _mm256_storeu_pd(p, a); }
   static void store_n(double* p, Reg a, int n) {
-    if (n >= W) _mm256_storeu_pd(p, a);
-    else _mm256_maskstore_pd(p, expand(lanes(n)), a);
+    if (n >= W)
+      _mm256_storeu_pd(p, a);
+    else
+      _mm256_maskstore_pd(p, expand(lanes(n)), a);
   }
   static Reg keep(Reg a, uint32_t bits) { return _mm256_and_pd(a, _mm256_castsi256_pd(expand(bits))); }
 

@@ -72,7 +72,8 @@ struct F32x16 {
     // Step 2: 4x4 of the 128-bit lanes.
     for (int i = 0; i < 4; ++i) {
       const Reg a = _mm512_shuffle_f32x4(r[i], r[i + 4], 0x88), b = _mm512_shuffle_f32x4(r[i], r[i + 4], 0xdd);
-      const Reg c = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0x88), d = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0xdd);
+      const Reg c = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0x88),
+                d = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0xdd);
       t[i] = _mm512_shuffle_f32x4(a, c, 0x88);
       t[i + 8] = _mm512_shuffle_f32x4(a, c, 0xdd);
       t[i + 4] = _mm512_shuffle_f32x4(b, d, 0x88);

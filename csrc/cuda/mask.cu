@@ -11,8 +11,8 @@ constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 constexpr int64_t kMostBlocks = 1 << 20;  // grid-stride loops take the rest
 
-__global__ void __launch_bounds__(kThreads)
-pack_kernel(const uint8_t* __restrict__ dense, int64_t rows, int64_t columns, int64_t words, uint32_t* __restrict__ bits) {
+__global__ void __launch_bounds__(kThreads) pack_kernel(const uint8_t* __restrict__ dense, int64_t rows,
+                                                        int64_t columns, int64_t words, uint32_t* __restrict__ bits) {
   const int lane = threadIdx.x & 31;
   const int64_t total = rows * words, stride = (int64_t)gridDim.x * kWarps;
   for (int64_t i = (int64_t)blockIdx.x * kWarps + (threadIdx.x >> 5); i < total; i += stride) {
@@ -23,8 +23,8 @@ pack_kernel(const uint8_t* __restrict__ dense, int64_t rows, int64_t columns, in
   }
 }
 
-__global__ void __launch_bounds__(kThreads)
-unpack_kernel(const uint32_t* __restrict__ bits, int64_t rows, int64_t columns, int64_t words, uint8_t* __restrict__ dense) {
+__global__ void __launch_bounds__(kThreads) unpack_kernel(const uint32_t* __restrict__ bits, int64_t rows,
+                                                          int64_t columns, int64_t words, uint8_t* __restrict__ dense) {
   const int lane = threadIdx.x & 31;
   const int64_t total = rows * words, stride = (int64_t)gridDim.x * kWarps;
   for (int64_t i = (int64_t)blockIdx.x * kWarps + (threadIdx.x >> 5); i < total; i += stride) {

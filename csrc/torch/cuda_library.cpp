@@ -15,15 +15,13 @@ namespace {
 // key=value lines; parsed by maskfuse.build_info().
 std::string cuda_library_info() {
   return "runtime=" + std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10) +
-      "\narchitectures=" MASKFUSE_CUDA_ARCHITECTURES;
+         "\narchitectures=" MASKFUSE_CUDA_ARCHITECTURES;
 }
 
 }  // namespace
 }  // namespace maskfuse
 
-STABLE_TORCH_LIBRARY_FRAGMENT(maskfuse, m) {
-  m.def("cuda_library_info() -> str");
-}
+STABLE_TORCH_LIBRARY_FRAGMENT(maskfuse, m) { m.def("cuda_library_info() -> str"); }
 
 STABLE_TORCH_LIBRARY_IMPL(maskfuse, CompositeExplicitAutograd, m) {
   m.impl("cuda_library_info", TORCH_BOX(&maskfuse::cuda_library_info));

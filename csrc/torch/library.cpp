@@ -27,11 +27,12 @@ std::string library_info() {
     if (isa_available(isa)) levels += std::string(",") + isa_name(isa);
   return std::string("compiler=") +
 #if defined(__clang__)
-      "clang " __clang_version__
+         "clang " __clang_version__
 #else
-      "gcc " __VERSION__
+         "gcc " __VERSION__
 #endif
-      "\ntorch_abi_target=" MASKFUSE_ABI_TARGET "\ncpu_levels=" + levels + "\ncpu_best=" + isa_name(isa_best());
+         "\ntorch_abi_target=" MASKFUSE_ABI_TARGET "\ncpu_levels=" +
+         levels + "\ncpu_best=" + isa_name(isa_best());
 }
 
 }  // namespace

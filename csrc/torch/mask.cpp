@@ -18,9 +18,8 @@ Tensor pack(const Tensor& dense) {
   Tensor bits = torch::stable::new_empty(dense, {rows, mask_words(columns)}, ScalarType::Int);
   const auto* source = (const uint8_t*)from.const_data_ptr();
   auto* target = (uint32_t*)bits.mutable_data_ptr();
-  torch::stable::parallel_for(0, rows, grain(columns), [&](int64_t begin, int64_t end) {
-    mask_pack(source, columns, target, begin, end);
-  });
+  torch::stable::parallel_for(0, rows, grain(columns),
+                              [&](int64_t begin, int64_t end) { mask_pack(source, columns, target, begin, end); });
   return bits;
 }
 
@@ -32,9 +31,8 @@ Tensor unpack(const Tensor& bits, int64_t columns) {
   Tensor dense = torch::stable::new_empty(bits, {bits.size(0), columns}, ScalarType::Bool);
   const auto* source = (const uint32_t*)from.const_data_ptr();
   auto* target = (uint8_t*)dense.mutable_data_ptr();
-  torch::stable::parallel_for(0, bits.size(0), grain(columns), [&](int64_t begin, int64_t end) {
-    mask_unpack(source, columns, target, begin, end);
-  });
+  torch::stable::parallel_for(0, bits.size(0), grain(columns),
+                              [&](int64_t begin, int64_t end) { mask_unpack(source, columns, target, begin, end); });
   return dense;
 }
 

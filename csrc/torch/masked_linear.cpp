@@ -184,12 +184,18 @@ std::string masked_linear_kernel(std::string pass, int64_t batch, int64_t out, i
   static const uint32_t bits = 0;
   MaskedGemm g{};
   g.bits = &bits;
-  g.dtype = type == ScalarType::Double ? Dtype::f64 : type == ScalarType::BFloat16 ? Dtype::bf16
-      : type == ScalarType::Half ? Dtype::f16 : Dtype::f32;
-  if (pass == "forward") g.pass = Pass::forward, g.m = batch, g.n = out, g.k = in;
-  else if (pass == "input_grad") g.pass = Pass::input_grad, g.m = batch, g.n = in, g.k = out;
-  else if (pass == "weight_grad") g.pass = Pass::weight_grad, g.m = out, g.n = in, g.k = batch;
-  else STD_TORCH_CHECK(false, "masked_linear_kernel: pass must be forward, input_grad or weight_grad, got ", pass);
+  g.dtype = type == ScalarType::Double     ? Dtype::f64
+            : type == ScalarType::BFloat16 ? Dtype::bf16
+            : type == ScalarType::Half     ? Dtype::f16
+                                           : Dtype::f32;
+  if (pass == "forward")
+    g.pass = Pass::forward, g.m = batch, g.n = out, g.k = in;
+  else if (pass == "input_grad")
+    g.pass = Pass::input_grad, g.m = batch, g.n = in, g.k = out;
+  else if (pass == "weight_grad")
+    g.pass = Pass::weight_grad, g.m = out, g.n = in, g.k = batch;
+  else
+    STD_TORCH_CHECK(false, "masked_linear_kernel: pass must be forward, input_grad or weight_grad, got ", pass);
   const Schedule s = schedule(g, isa_in_use(), (int)torch::stable::get_num_threads());
   return std::string(kernel_name(s.kernel)) + " " + isa_name(s.isa);
 }

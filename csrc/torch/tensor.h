@@ -28,23 +28,28 @@ inline std::string shape_of(const Tensor& t) {
   return text.str();
 }
 
-inline const char* name_of(ScalarType type) {
-  return torch::headeronly::toString(type);
-}
+inline const char* name_of(ScalarType type) { return torch::headeronly::toString(type); }
 
 inline Dtype dtype_of(const Tensor& t, const char* op, const char* name) {
   switch (t.scalar_type()) {
-    case ScalarType::Float: return Dtype::f32;
-    case ScalarType::Double: return Dtype::f64;
-    case ScalarType::BFloat16: return Dtype::bf16;
-    case ScalarType::Half: return Dtype::f16;
-    default: break;
+    case ScalarType::Float:
+      return Dtype::f32;
+    case ScalarType::Double:
+      return Dtype::f64;
+    case ScalarType::BFloat16:
+      return Dtype::bf16;
+    case ScalarType::Half:
+      return Dtype::f16;
+    default:
+      break;
   }
-  STD_TORCH_CHECK(false, op, ": ", name, " must be float32, float64, bfloat16 or float16, got ", name_of(t.scalar_type()));
+  STD_TORCH_CHECK(false, op, ": ", name, " must be float32, float64, bfloat16 or float16, got ",
+                  name_of(t.scalar_type()));
 }
 
 inline void check_dtype(const Tensor& t, ScalarType type, const char* op, const char* name) {
-  STD_TORCH_CHECK(t.scalar_type() == type, op, ": ", name, " must be ", name_of(type), ", got ", name_of(t.scalar_type()));
+  STD_TORCH_CHECK(t.scalar_type() == type, op, ": ", name, " must be ", name_of(type), ", got ",
+                  name_of(t.scalar_type()));
 }
 
 inline void check_shape(const Tensor& t, std::initializer_list<int64_t> shape, const char* op, const char* name) {

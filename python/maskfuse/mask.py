@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import ops
 from .ops.mask import words
 
 _KINDS = ("empty", "full", "channels", "blocks", "n:m", "unstructured")
@@ -271,7 +270,9 @@ class Mask:
         if not isinstance(other, Mask):
             return NotImplemented
         if other.shape != self.shape:
-            raise ValueError(f"masks combined with {name} must have one shape, got {list(self.shape)} and {list(other.shape)}")
+            raise ValueError(
+                f"masks combined with {name} must have one shape, got {list(self.shape)} and {list(other.shape)}"
+            )
         if other.device != self.device:
             raise ValueError(f"masks combined with {name} must be on one device, got {self.device} and {other.device}")
         return Mask(operation(self.bits, other.bits), self.shape)
@@ -375,7 +376,7 @@ def _channel_flags(channels: Tensor | None, size: int, name: str) -> Tensor:
         if channels.shape[0] != size:
             raise ValueError(f"{name} must have length {size}, got {channels.shape[0]}")
         return channels
-    if channels.numel() and not (0 <= int(channels.min()) and int(channels.max()) < size):
+    if channels.numel() and not (int(channels.min()) >= 0 and int(channels.max()) < size):
         raise IndexError(f"{name} has an index outside 0..{size - 1}")
     flags = torch.zeros(size, dtype=torch.bool, device=channels.device)
     flags[channels.long()] = True

@@ -146,7 +146,7 @@ class MaskedLinear(nn.Linear):
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[prefix + _KEY] = self._mask.bits
+        destination[prefix + _KEY] = self._mask.bits.clone()  # the mask may be shared, and must not change
 
     def _load_from_state_dict(
         self,

@@ -24,9 +24,7 @@ def _transformed(args: Sequence[Any]) -> bool:
     if torch._C._are_functorch_transforms_active():
         return True
     return any(
-        forward_ad.unpack_dual(t).tangent is not None
-        for t in args
-        if isinstance(t, Tensor) and t.is_floating_point()
+        forward_ad.unpack_dual(t).tangent is not None for t in args if isinstance(t, Tensor) and t.is_floating_point()
     )
 
 
