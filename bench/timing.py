@@ -1,0 +1,110 @@
+"""The one timing harness. Import it before torch: it pins the threads through the environment.
+
+Times come from `maskfuse._timing` (alternating rounds, medians, spread); this adds the pinning, the record of the
+machine, the JSON file and the table. `python bench/bench_*.py --help` shows the common options.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ.setdefault("OMP_PROC_BIND", "true")
+os.environ.setdefault("OMP_PLACES", "cores")
+
+import maskfuse
+import torch
+from maskfuse._timing import Timing, compare, ratio
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+__all__ = ["Timing", "arguments", "compare", "machine", "pin", "progress", "ratio", "table", "write"]
+
+
+def arguments(description: str) -> argparse.ArgumentParser:
+    """Options of every benchmark: threads, time a case, output file, and a check of the targets."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="CPU threads (2)")
+    parser.add_argument("--budget", type=float, default=1.0, help="seconds a case (1)")
+    parser.add_argument("--output", type=Path, help="JSON file (bench/results/<benchmark>.json)")
+    parser.add_argument("--check", action="store_true", help="exit with 1 where a target is missed")
+    return parser
+
+
+def pin(threads: int) -> None:
+    """Uses `threads` threads, each bound to a core of its own by the environment set above."""
+    if threads > (os.cpu_count() or 1):
+        raise SystemExit(f"--threads {threads}: this machine has {os.cpu_count()} processors")
+    torch.set_num_threads(threads)
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
+
+
+def machine() -> dict:
+    """What a figure depends on: processor, caches, versions, commit, threads, load."""
+    model = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "")
+    caches = {}
+    for index in range(4):
+        base = f"/sys/devices/system/cpu/cpu0/cache/index{index}/"
+        level, kind, size = (_lines(base + name) for name in ("level", "type", "size"))
+        if level and kind and size and kind[0] != "Instruction":
+            caches[f"L{level[0]}"] = size[0]
+    root = Path(__file__).resolve().parent
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True)
+    info = maskfuse.build_info()
+    return {
+        "processor": model or platform.processor(),
+        "processors": os.cpu_count(),
+        "caches": caches,
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "compiler": info["compiler"],
+        "cpu_level": info["cpu_level"],
+        "commit": git.stdout.strip(),
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def write(name: str, rows: list[dict], output: Path | None, **summary: object) -> Path:
+    """Writes machine, summary and rows as JSON; returns the path."""
+    path = output or RESULTS / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"benchmark": name, "command": " ".join(["python", *sys.argv]), "machine": machine(), **summary}
+    path.write_text(json.dumps({**content, "rows": rows}, indent=1) + "\n")
+    return path
+
+
+def progress(cases: list) -> Iterator:
+    """The cases, with a bar on standard error where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    return iter(track(cases, "measuring", console=console, disable=not console.is_terminal))
+
+
+def table(title: str, rows: list[dict], columns: dict[str, str]) -> None:
+    """Prints rows; `columns` maps a key to the format of its value."""
+    from rich.console import Console
+    from rich.table import Table
+
+    view = Table(title=title)
+    for key in columns:
+        view.add_column(key, justify="right")
+    for row in rows:
+        view.add_row(*[format(row[key], form) if row[key] is not None else "" for key, form in columns.items()])
+    Console(width=max(140, Console().width)).print(view)
