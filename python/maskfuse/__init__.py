@@ -2,7 +2,7 @@
 
 from . import functional, nn, reference
 from .backends import use_backend
-from .functional import masked_linear
+from .functional.masked_linear import masked_linear
 from .info import build_info, explain
 from .mask import Mask
 

@@ -73,7 +73,9 @@ def _measure(advance: Callable[[str], None]) -> dict[str, Any]:
     advance("training the dense network")
     dense = m.network()
     m.train(dense, data, epochs=40, rate=1e-3, seed=0)
-    rows = [{"sparsity": 0.0, "accuracy": m.accuracy(dense, data), "pruned": None, "difference": None}]
+    rows: list[dict[str, Any]] = [
+        {"sparsity": 0.0, "accuracy": m.accuracy(dense, data), "pruned": None, "difference": None}
+    ]
     networks = []
     for sparsity in SPARSITIES:
         advance(f"masking {sparsity:.0%} and fine-tuning")
@@ -150,7 +152,8 @@ def _plot(result: dict[str, Any], path: Path) -> None:
         right.bar(places, [row[f"{name} ms"] for row in rows[1:]], width, label=label)
     right.set(title=f"Training step, batch {result['batch']}", xlabel="sparsity", ylabel="ms")
     right.set_xticks(list(range(len(rows) - 1)), labels[1:])
-    right.legend()
+    right.set_ylim(top=1.3 * right.get_ylim()[1])
+    right.legend(ncols=3, loc="upper center")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..functional import masked_linear
 from ..functional._check import mask_of
+from ..functional.masked_linear import masked_linear
 from ..mask import Mask
 
 _KEY = "mask_bits"

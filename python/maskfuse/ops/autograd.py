@@ -1,8 +1,8 @@
-"""One derivative, two registrations.
+"""One derivative for all ways to differentiate.
 
 Every product of this package is multilinear: linear in each of its tensor operands, plus a bias. So an op
-says once which product each operand's gradient is, and that serves `register_autograd` (compile, export)
-and a `torch.autograd.Function` (eager double backward, `torch.func`, which refuses `register_autograd` ops).
+says once which product each operand's gradient is, and that serves `register_autograd` (compile, export) and two
+`torch.autograd.Function`s: one for eager code, one for `torch.func`, which refuses `register_autograd` ops.
 Forward mode follows from linearity: the tangent is the sum of the product with one operand replaced by its
 tangent.
 """
@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-Gradient = Callable[..., Tensor]
+Product = Callable[..., Tensor]
 
 
 def _transformed(args: Sequence[Any]) -> bool:
     """True under `torch.func` transforms, and where an operand carries a forward-mode tangent."""
     if torch._C._are_functorch_transforms_active():
         return True
-    return any(
+    return forward_ad._current_level >= 0 and any(
         forward_ad.unpack_dual(t).tangent is not None for t in args if isinstance(t, Tensor) and t.is_floating_point()
     )
 
@@ -32,7 +32,7 @@ def _recorded(args: Sequence[Any]) -> bool:
     return torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in args)
 
 
-def multilinear(name: str, gradients: dict[int, Gradient], bias: int | None = None) -> Callable[..., Tensor]:
+def multilinear(name: str, gradients: dict[int, Product], bias: int | None = None) -> Product:
     """Makes `maskfuse::name` differentiable and returns the function to call it by.
 
     `gradients[i]` maps (saved inputs..., output gradient) to the gradient of input `i`; it is called with the
@@ -118,20 +118,28 @@ def multilinear(name: str, gradients: dict[int, Gradient], bias: int | None = No
         setup_context=lambda ctx, inputs, output: setup_recorded(ctx, flatten(inputs), output),
     )
 
-    shared = {
-        "forward": staticmethod(lambda *flat: op(*unflatten(flat))),
-        "backward": staticmethod(backward),
-    }
+    def below_autograd(args: Sequence[Any]) -> Tensor:
+        # register_autograd's kernel is Python: about 6 microseconds, here where its answer is known.
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*args)
+
+    def recorded_forward(ctx: Any, *flat: Any) -> Tensor:
+        output = below_autograd(unflatten(flat))
+        setup_recorded(ctx, flat, output)
+        return output
+
+    # Without setup_context, for which Function.apply inspects a signature in every call: 30 microseconds.
     recorded: Any = type(
         f"{name}_recorded",
         (torch.autograd.Function,),
-        {**shared, "setup_context": staticmethod(setup_recorded)},
+        {"forward": staticmethod(recorded_forward), "backward": staticmethod(backward)},
     )
     transformed: Any = type(
         f"{name}_transformed",
         (torch.autograd.Function,),
         {
-            **shared,
+            "forward": staticmethod(lambda *flat: op(*unflatten(flat))),
+            "backward": staticmethod(backward),
             "setup_context": staticmethod(setup_transformed),
             "jvp": staticmethod(jvp),
             "generate_vmap_rule": True,
@@ -144,7 +152,7 @@ def multilinear(name: str, gradients: dict[int, Gradient], bias: int | None = No
         if _transformed(args):
             return transformed.apply(*flatten(args))
         # Function.apply costs about 9 microseconds, so it is skipped where nothing would use it.
-        return recorded.apply(*flatten(args)) if _recorded(args) else op(*args)
+        return recorded.apply(*flatten(args)) if _recorded(args) else below_autograd(args)
 
     call.__name__ = name
     return call

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .autograd import multilinear, vmap_rows
+from .autograd import Product, multilinear, vmap_rows
 
 
 @torch.library.register_fake("maskfuse::masked_linear")
@@ -29,7 +29,7 @@ def _(grad: Tensor, input: Tensor, bits: Tensor, plan: list[Tensor]) -> Tensor:
 
 
 # Inputs in order: (input, weight, bits, plan, bias), (grad, weight, bits, plan), (grad, input, bits, plan).
-masked_linear = multilinear(
+masked_linear: Product = multilinear(
     "masked_linear",
     {
         0: lambda v, grad: masked_linear_input_grad(grad, v[1], v[2], v[3]),
@@ -37,14 +37,14 @@ masked_linear = multilinear(
     },
     bias=4,
 )
-masked_linear_input_grad = multilinear(
+masked_linear_input_grad: Product = multilinear(
     "masked_linear_input_grad",
     {
         0: lambda v, grad: masked_linear(grad, v[1], v[2], v[3], None),
         1: lambda v, grad: masked_linear_weight_grad(v[0], grad, v[2], v[3]),
     },
 )
-masked_linear_weight_grad = multilinear(
+masked_linear_weight_grad: Product = multilinear(
     "masked_linear_weight_grad",
     {
         0: lambda v, grad: masked_linear(v[1], grad, v[2], v[3], None),

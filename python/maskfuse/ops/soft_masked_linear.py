@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .autograd import multilinear, vmap_rows
+from .autograd import Product, multilinear, vmap_rows
 
 
 @torch.library.register_fake("maskfuse::soft_masked_linear")
@@ -29,7 +29,7 @@ def _(grad: Tensor, input: Tensor, factor: Tensor) -> Tensor:
 
 
 # Inputs in order: (input, weight, mask, bias), (grad, weight, mask), (grad, input, factor).
-soft_masked_linear = multilinear(
+soft_masked_linear: Product = multilinear(
     "soft_masked_linear",
     {
         0: lambda v, grad: soft_masked_linear_input_grad(grad, v[1], v[2]),
@@ -38,7 +38,7 @@ soft_masked_linear = multilinear(
     },
     bias=3,
 )
-soft_masked_linear_input_grad = multilinear(
+soft_masked_linear_input_grad: Product = multilinear(
     "soft_masked_linear_input_grad",
     {
         0: lambda v, grad: soft_masked_linear(grad, v[1], v[2], None),
@@ -46,7 +46,7 @@ soft_masked_linear_input_grad = multilinear(
         2: lambda v, grad: soft_masked_linear_weight_grad(v[0], grad, v[1]),
     },
 )
-soft_masked_linear_weight_grad = multilinear(
+soft_masked_linear_weight_grad: Product = multilinear(
     "soft_masked_linear_weight_grad",
     {
         0: lambda v, grad: soft_masked_linear(v[1], grad, v[2], None),
