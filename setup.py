@@ -37,6 +37,7 @@ if tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2]) <
 SOURCES = json.loads((ROOT / "csrc/sources.json").read_text())
 DEPENDS = sorted(str(path) for path in Path("csrc").rglob("*") if path.suffix in {".h", ".cpp", ".cu", ".json"})
 X86 = platform.machine() in {"x86_64", "AMD64"}
+CUDA_PREFIX = Path("/usr/local/cuda")
 ABI_TARGET = "2.11"
 # major << 56 | minor << 48, as torch/csrc/stable/version.h reads it
 ABI_DEFINES = ["-DTORCH_TARGET_VERSION=0x020b000000000000", f'-DMASKFUSE_ABI_TARGET="{ABI_TARGET}"']
@@ -60,7 +61,7 @@ def find_nvcc():
     on_path = shutil.which("nvcc")
     # A launcher script on the path may stand apart from the toolkit: prefer the prefix that has headers.
     candidates += [Path(on_path).resolve()] if on_path else []
-    candidates += [Path("/usr/local/cuda/bin/nvcc")]
+    candidates += [CUDA_PREFIX / "bin/nvcc"]
     for nvcc in candidates:
         if nvcc.is_file() and (nvcc.parent.parent / "include/cuda_runtime_api.h").is_file():
             return nvcc
@@ -80,7 +81,7 @@ def wants_cuda():
     nvcc = find_nvcc()
     if nvcc is None:
         print(
-            "maskfuse: CUDA library not built: no nvcc in CUDA_HOME, on the path or in /usr/local/cuda",
+            f"maskfuse: CUDA library not built: no nvcc in CUDA_HOME, on the path or in {CUDA_PREFIX}",
             file=sys.stderr,
         )
     return nvcc
@@ -160,9 +161,10 @@ def cpu_libraries():
     return libraries
 
 
-setup(
-    ext_modules=extensions(),
-    libraries=cpu_libraries(),
-    cmdclass={"build_ext": BuildExtension},
-    options={"bdist_wheel": {"py_limited_api": "cp310"}},
-)
+if __name__ == "__main__":
+    setup(
+        ext_modules=extensions(),
+        libraries=cpu_libraries(),
+        cmdclass={"build_ext": BuildExtension},
+        options={"bdist_wheel": {"py_limited_api": "cp310"}},
+    )

@@ -32,6 +32,13 @@ static void tile(const typename V::S* a, const typename V::S* b, const Run* runs
 #pragma GCC unroll 4
     for (int j = 0; j < NV; ++j) acc[i][j] = V::zero();
 
+  // C lies rows apart in memory, a page each where they are long: its lines are asked for now, and have come
+  // when the sums are done.
+  for (int i = 0; i < MR; ++i) {
+    __builtin_prefetch(c + i * c_ld, 1);
+    __builtin_prefetch(c + i * c_ld + n - 1, 1);
+  }
+
   for (int run = 0; run < run_count; ++run) {
     const typename V::S* pa = a + (int64_t)runs[run].begin * kStep;
     const typename V::S* pb = b + (int64_t)runs[run].begin * NR;
