@@ -1,0 +1,47 @@
+"""The timing harness: turns are taken, ratios are of the same round, results are recorded. Nothing is timed here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from maskfuse._timing import Timing, compare, ratio
+
+BENCH = Path(__file__).resolve().parent.parent / "bench"
+
+
+def test_candidates_take_turns():
+    calls = []
+    times = compare({name: lambda name=name: calls.append(name) for name in "abc"}, budget=0, min_rounds=4, shortest=0)
+    assert all(len(timing.rounds) == 4 for timing in times.values())
+    assert "".join(calls[6:]) == "abc" + "bca" + "cab" + "abc"  # behind two calls each to warm up
+
+
+def test_ratio_is_taken_round_by_round():
+    slow, fast = Timing((2.0, 20.0, 2.2)), Timing((1.0, 10.0, 1.0))  # the machine was busy in the second round
+    assert ratio(slow, fast) == 2.0
+    assert slow.median == 2.2
+    assert Timing((1.0, 2.0, 3.0, 4.0, 5.0)).spread == pytest.approx(1.0)
+    assert Timing((1.0,)).spread == 0.0
+
+
+@pytest.mark.skipif(not BENCH.exists(), reason="needs the repository around it")
+def test_benchmark_writes_its_record(tmp_path):
+    path = tmp_path / "result.json"
+    process = subprocess.run(
+        [sys.executable, str(BENCH / "bench_masked_linear.py"), "--quick", "--budget", "0.01", "--output", str(path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert process.returncode == 0, process.stderr
+    result = json.loads(path.read_text())
+    assert result["machine"]["cpu_level"] and result["machine"]["threads"] and result["command"]
+    assert len(result["rows"]) == 12
+    for row in result["rows"]:
+        assert row["vs dense"] > 0 and row["maskfuse ms"] > 0 and row["GFLOP/s"] > 0
+    assert result["worst_vs_masked"] == min(row["vs w*m"] for row in result["rows"])
+    assert "slowest against plain F.linear" in process.stdout
