@@ -33,7 +33,7 @@ bench: build
 # In place, and found from the environment's Python.
 build: $(BUILT)
 $(BUILT): $(TOOLS) $(SOURCES)
-	@rm -f $(VENV)/.built-*
+	@rm -f $(VENV)/.built-* python/maskfuse/_C*.so
 	$(BIN)/python setup.py -q build_clib build_ext --inplace > build.log 2>&1 || { cat build.log; exit 1; }
 	@grep '^maskfuse:' build.log || true; mkdir -p build; mv build.log build/build.log
 	@$(BIN)/python -c "import site; open(site.getsitepackages()[0] + '/maskfuse-in-place.pth', 'w').write('$(CURDIR)/python\n')"
@@ -51,7 +51,7 @@ build/cmake/%/.tested: $(TOOLS) $(SOURCES) CMakeLists.txt CMakePresets.json
 	@mkdir -p build
 	$(BIN)/cmake --preset $* > build/cmake-$*.log
 	$(BIN)/cmake --build build/cmake/$* -- --quiet
-	$(BIN)/ctest --test-dir build/cmake/$* --output-on-failure --no-tests=error
+	$(BIN)/ctest --test-dir build/cmake/$* --output-on-failure --no-tests=error -O $(CURDIR)/build/ctest-$*.log
 	@touch $@
 
 sanitize: build/cmake/asan/.tested build/cmake/tsan/.tested

@@ -35,7 +35,8 @@ if tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2]) <
     raise SystemExit(f"maskfuse: torch {torch.__version__} is too old: its stable ABI is used from 2.11 on")
 
 SOURCES = json.loads((ROOT / "csrc/sources.json").read_text())
-DEPENDS = sorted(str(path) for path in Path("csrc").rglob("*") if path.suffix in {".h", ".cpp", ".cu", ".json"})
+DEPENDS = ["setup.py"]  # it has the flags
+DEPENDS += sorted(str(path) for path in Path("csrc").rglob("*") if path.suffix in {".h", ".cpp", ".cu", ".json"})
 X86 = platform.machine() in {"x86_64", "AMD64"}
 CUDA_PREFIX = Path("/usr/local/cuda")
 ABI_TARGET = "2.11"

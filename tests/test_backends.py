@@ -107,6 +107,11 @@ def test_explain():
     for bad, error in ((torch.nn.ReLU(), TypeError), (Mask.full((3,)), ValueError)):
         with pytest.raises(error, match="layer_or_mask"):
             maskfuse.explain(bad)
+    with pytest.raises(TypeError, match=r"dtype must be float32.*int32"):
+        maskfuse.explain(mask, dtype=torch.int32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert maskfuse.explain(mask, device="xpu").backend == "reference"  # nothing ran: nothing to warn of
     with pytest.raises(ValueError, match="batch"):
         maskfuse.explain(mask, batch=-1)
 

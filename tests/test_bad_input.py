@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from maskfuse import Mask, masked_linear
+from maskfuse.nn import MaskedLinear
 
 X, W, B, M = torch.randn(3, 8), torch.randn(5, 8), torch.randn(5), torch.ones(5, 8, dtype=torch.bool)
 BITS = Mask.from_dense(M).bits
@@ -37,15 +38,34 @@ BITS = Mask.from_dense(M).bits
         (lambda: masked_linear(X, W, M, B[:4]), ValueError, r"bias must have shape \[5\], got float32 tensor \[4\]"),
         (lambda: masked_linear(X, W, M, B.double()), TypeError, "bias and weight must have one dtype"),
         (lambda: masked_linear([1.0], W, M), TypeError, "input must be a tensor, got list"),
-        (lambda: masked_linear(X.to("meta"), W, M, B), None, ""),
+        (
+            lambda: masked_linear(X.to("meta"), W, M),
+            ValueError,
+            "input and weight must be on one device, got meta and cpu",
+        ),
+        (
+            lambda: masked_linear(X, W.to("meta"), M),
+            ValueError,
+            "mask and weight must be on one device, got cpu and meta",
+        ),
+        (lambda: masked_linear(X, W.to("meta"), Mask.from_dense(M)), ValueError, "input and weight.*got cpu and meta"),
+        (lambda: masked_linear(X, W, Mask.from_dense(M).to("meta")), ValueError, "mask and weight.*got meta and cpu"),
+        (lambda: masked_linear(X, W, M, B.to("meta")), ValueError, "bias and weight must be on one device"),
+        (lambda: masked_linear(X, W, W.to("meta")), ValueError, "mask and weight must be on one device"),
     ],
 )
 def test_function(call, error, message):
-    if error is None:
-        assert call().is_meta
-        return
     with pytest.raises(error, match=message):
         call()
+
+
+def test_meta_with_meta():
+    """Shapes without values; the mask's bits may have theirs."""
+    y = masked_linear(X.to("meta"), W.to("meta"), Mask.from_dense(M), B.to("meta"))
+    assert y.is_meta and y.shape == (3, 5)
+    layer = MaskedLinear(8, 5, device="meta")
+    with pytest.raises(ValueError, match="got cpu and meta"):
+        layer(X)
 
 
 ops = torch.ops.maskfuse

@@ -49,6 +49,7 @@ def test_dense_of_a_strided_tensor():
 def test_threshold():
     t = torch.tensor([[0.5, -2.0, 1.0], [float("nan"), -1.0, 3.0]])
     assert rows(Mask.threshold(t, 1.0)) == [".x.", "..x"]
+    assert rows(Mask.threshold(torch.tensor([[-128, 3]], dtype=torch.int8), 5)) == ["x."]  # abs(-128) is -128
 
 
 def test_topk_counts_exactly_and_breaks_ties_by_index():
@@ -57,7 +58,7 @@ def test_topk_counts_exactly_and_breaks_ties_by_index():
     assert rows(Mask.topk(torch.tensor([[1.0, 2.0, 1.0, 1.0]]), 0.5)) == ["xx.."]
     assert rows(Mask.topk(torch.tensor([[-1.0, -2.0]]), 0.5)) == ["x."]
     for density in (0.0, 0.013, 0.5, 1.0):
-        for dtype in (torch.float32, torch.bfloat16, torch.int64):
+        for dtype in (torch.float32, torch.bfloat16, torch.int8, torch.int64):
             scores = (torch.randn(30, 41) * 5).to(dtype)  # bfloat16 and integers have many ties
             mask = Mask.topk(scores, density)
             assert mask.active == round(density * scores.numel())
@@ -83,6 +84,8 @@ def test_n_m():
     conv = Mask.n_m(torch.randn(8, 16, 3, 3), 1, 4)
     assert (conv.dense().reshape(8, 4, 4, 3, 3).sum(2) == 1).all()
     assert (conv.structure, conv.n_of_m) == ("n:m", (1, 4))
+    one = Mask.n_m(torch.randn(1, 8, 3, 3), 2, 4)
+    assert (one.structure, one.n_of_m, one.block) == ("n:m", (2, 4), None)
 
 
 def test_blocks():
@@ -156,6 +159,47 @@ def test_copies():
     assert torch.load(buffer, weights_only=True)["mask"] == mask
 
 
+def test_a_pickle_with_bits_past_the_end_is_refused():
+    mask = Mask.full((2, 3))
+    mask.bits.fill_(-1)
+    with pytest.raises(ValueError, match="past the last column"):
+        pickle.loads(pickle.dumps(mask))
+    x, w = torch.randn(4, 3), torch.randn(2, 3)  # and what uses it stays inside its matrix
+    torch.testing.assert_close(maskfuse.masked_linear(x, w, mask), x @ w.T)
+
+
+def test_made_in_inference_mode():
+    layer = maskfuse.nn.MaskedLinear(40, 5)
+    with torch.inference_mode():
+        layer.set_mask(Mask.topk(layer.weight.abs(), 0.5))
+    layer(torch.randn(2, 40)).sum().backward()
+    state = layer.state_dict()
+    with torch.inference_mode():
+        layer.load_state_dict(state)
+    layer(torch.randn(2, 40)).sum().backward()
+
+
+def test_made_under_another_default_device():
+    with torch.device("meta"):
+        index = torch.arange(2, device="cpu")
+        for mask in (
+            Mask.full((3, 4), active=False),
+            Mask.full((3, 4)),
+            Mask.random((3, 4), 0.5, torch.Generator()),
+            Mask.channels((3, 4), inp=index),
+            Mask.channels((3, 4), out=index),
+            Mask.topk(torch.rand(3, 4, device="cpu"), 0.5),
+            Mask.n_m(torch.rand(3, 4, device="cpu"), 2, 4),
+            ~Mask.full((3, 4)),
+        ):
+            assert mask.device.type == "cpu" and mask.active >= 0
+
+
+def test_any_byte_but_zero_is_true():
+    dense = torch.randint(0, 4, (5, 77), dtype=torch.uint8).view(torch.bool)
+    assert torch.equal(Mask.from_dense(dense).dense(), dense.to(torch.uint8) != 0)
+
+
 def test_safetensors(tmp_path):
     mask = Mask.random((4, 40), 0.5)
     save_file({"mask": mask.bits}, tmp_path / "m.safetensors")
@@ -184,6 +228,9 @@ def test_safetensors(tmp_path):
         (lambda: Mask.random((3, 4), -0.1), ValueError, "density must be in 0..1, got -0.1"),
         (lambda: Mask.random((), 0.5), ValueError, "shape must have at least one dimension"),
         (lambda: Mask.random((3, -4), 0.5), ValueError, r"shape must not be negative, got \[3, -4\]"),
+        (lambda: Mask.n_m(torch.full((3, 4), float("nan")), 2, 4), ValueError, "scores must not contain NaN"),
+        (lambda: Mask.random(5, 0.5), TypeError, "shape must be a sequence of sizes, got 5"),
+        (lambda: Mask.blocks(torch.rand(2, 2) < 1, 3), TypeError, r"block must be \(rows, columns\), got 3"),
         (lambda: Mask.n_m(torch.rand(3, 6), 2, 4), ValueError, r"m=4 must divide.*\[3, 6\]"),
         (lambda: Mask.n_m(torch.rand(3, 8), 5, 4), ValueError, "n=5, m=4"),
         (lambda: Mask.n_m(torch.rand(8), 2, 4), ValueError, r"\[out, in, ...\], got \[8\]"),

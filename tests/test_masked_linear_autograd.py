@@ -6,7 +6,7 @@ import maskfuse
 import pytest
 import torch
 from maskfuse import Mask, masked_linear, reference
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 from torch.library import opcheck
 
@@ -93,10 +93,9 @@ def losses(request, x, b, mask, soft):
     )
 
 
-def test_func_transforms(losses, x, w):
-    ours, theirs = losses
+def transforms(w, x):
     t = torch.randn_like(w)
-    cases = {
+    return {
         "grad": lambda f: grad(f)(w, x),
         "per-sample grad": lambda f: vmap(grad(f), (None, 0))(w, x),
         "grad of grad": lambda f: grad(lambda w: grad(f)(w, x).pow(2).sum())(w),
@@ -108,8 +107,36 @@ def test_func_transforms(losses, x, w):
         "hessian": lambda f: hessian(f)(w, x),
         "ensemble": lambda f: vmap(f, (0, None))(torch.stack([w, t]), x),
     }
-    for name, case in cases.items():
+
+
+def test_func_transforms(losses, x, w):
+    ours, theirs = losses
+    for name, case in transforms(w, x).items():
         torch.testing.assert_close(case(ours), case(theirs), msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
+def test_func_transforms_inside_compile(compiler, losses, x, w):
+    ours, theirs = losses
+    for name, case in transforms(w, x).items():
+        torch._dynamo.reset()
+        got = torch.compile(lambda case=case: case(ours), fullgraph=True, backend=compiler)()
+        torch.testing.assert_close(got, case(theirs), msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("compiler", ["eager", "aot_eager", "inductor"])
+def test_tangents_from_outside_a_compiled_function(compiler, x, w, mask):
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x, w: masked_linear(x, w, mask), backend=compiler)
+    compiled(x, w)  # traced without a tangent first
+    tangent = torch.randn_like(w)
+    with forward_ad.dual_level():
+        out = forward_ad.unpack_dual(compiled(x, forward_ad.make_dual(w, tangent)))
+        torch.testing.assert_close(out.tangent, masked_linear(x, tangent, mask))
+
+
+def test_vmap_over_nothing(w, x, mask):
+    assert vmap(lambda w: masked_linear(x, w, mask))(w.new_empty(0, OUT, IN)).shape == (0, BATCH, OUT)
 
 
 def test_vmap_over_input_dimensions(x, w, mask, b):

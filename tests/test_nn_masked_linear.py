@@ -150,6 +150,43 @@ def test_plain_state_loads_and_keeps_the_mask(mask):
     assert under(retained).any()
 
 
+@pytest.mark.parametrize("assign", [False, True])
+def test_retained_values_come_back(mask, assign):
+    layer = MaskedLinear(IN, OUT)
+    layer.set_mask(mask, retain=True)
+    state = layer.state_dict()
+    twin = MaskedLinear(IN, OUT)
+    twin.load_state_dict(state, assign=assign)
+    assert under(twin).any() and torch.equal(twin.weight, layer.weight)
+    twin.load_state_dict(nn.Linear(IN, OUT).state_dict())
+    assert under(twin).any()  # it retains now, as the layer did that was saved
+
+
+def test_assigned_parameters_are_shared_where_nothing_needs_zeroing(mask):
+    state = MaskedLinear(IN, OUT, mask=mask).state_dict()
+    twin = MaskedLinear(IN, OUT)
+    twin.load_state_dict(state, assign=True)
+    assert twin.weight.data_ptr() == state["weight"].data_ptr()
+
+
+def test_meta_state(mask):
+    state = {key: value.to("meta") for key, value in MaskedLinear(IN, OUT, mask=mask).state_dict().items()}
+    layer = MaskedLinear(IN, OUT, mask=mask)
+    layer.load_state_dict(state, assign=True)
+    assert layer.weight.is_meta and layer.mask == mask
+
+
+def test_checkpoint_helpers_find_every_entry(mask):
+    from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
+
+    model = nn.Sequential(MaskedLinear(IN, OUT, mask=mask))
+    state = get_model_state_dict(model)
+    assert list(state) == ["0.weight", "0.bias", "0.mask_bits"]
+    twin = nn.Sequential(MaskedLinear(IN, OUT))
+    set_model_state_dict(twin, state)
+    assert twin[0].mask == mask and torch.equal(twin[0].weight, model[0].weight)
+
+
 @pytest.mark.parametrize(
     ("bits", "message"),
     [
@@ -160,10 +197,11 @@ def test_plain_state_loads_and_keeps_the_mask(mask):
 )
 def test_corrupt_masks_are_refused(mask, bits, message):
     layer = MaskedLinear(IN, OUT, mask=mask)
-    state = {**layer.state_dict(), "mask_bits": bits}
+    before = layer.weight.detach().clone()
+    state = {**nn.Linear(IN, OUT).state_dict(), "mask_bits": bits}
     with pytest.raises(RuntimeError, match=message):
         layer.load_state_dict(state)
-    assert layer.mask == mask
+    assert layer.mask == mask and torch.equal(layer.weight, before)  # nothing is half loaded
     with pytest.raises(RuntimeError, match="Unexpected"):
         layer.load_state_dict({**layer.state_dict(), "other": bits})
 

@@ -9,8 +9,11 @@ namespace {
 
 bool bit(const uint32_t* row, int64_t column) { return row[column >> 5] >> (column & 31) & 1; }
 
-// Eight bytes 0/1 to eight bits, and back.
-uint32_t pack8(uint64_t bytes) { return (uint32_t)((bytes & 0x0101010101010101u) * 0x0102040810204080u >> 56); }
+// Eight bytes to eight bits, any byte but 0 to 1, and back.
+uint32_t pack8(uint64_t bytes) {
+  const uint64_t high = (bytes & 0x7f7f7f7f7f7f7f7fu) + 0x7f7f7f7f7f7f7f7fu | bytes;
+  return (uint32_t)((high >> 7 & 0x0101010101010101u) * 0x0102040810204080u >> 56);
+}
 uint64_t unpack8(uint32_t bits) {
   const uint64_t spread = (uint64_t)(bits & 255) * 0x0101010101010101u & 0x8040201008040201u;
   return (spread + 0x7f7f7f7f7f7f7f7fu) >> 7 & 0x0101010101010101u;
@@ -56,7 +59,7 @@ void mask_pack(const uint8_t* dense, int64_t columns, uint32_t* bits, int64_t ro
     }
     if (c < columns) {
       uint32_t word = 0;
-      for (int64_t i = 0; c + i < columns; ++i) word |= (uint32_t)(from[c + i] & 1) << i;
+      for (int64_t i = 0; c + i < columns; ++i) word |= (uint32_t)(from[c + i] != 0) << i;
       *to = word;
     }
   }
@@ -119,10 +122,12 @@ MaskStructure mask_structure(const uint32_t* bits, int64_t rows, int64_t columns
     s.kind = Structure::channels;
     return s;
   }
-  if (row_step != 1 || column_step != 1) {
+  if (row_step == 0) row_step = rows;
+  if (column_step == 0) column_step = columns;
+  if (row_step * column_step > 1) {
     s.kind = Structure::blocks;
-    s.block_rows = row_step == 0 ? rows : row_step;
-    s.block_columns = column_step == 0 ? columns : column_step;
+    s.block_rows = row_step;
+    s.block_columns = column_step;
     return s;
   }
   for (int64_t m : {2, 4, 8, 16, 32}) {

@@ -10,7 +10,7 @@ namespace maskfuse {
 
 inline constexpr int64_t mask_words(int64_t columns) { return (columns + 31) / 32; }
 
-// dense: one byte an element, 0 or 1, contiguous. Rows [row0, row1) are packed.
+// dense: one byte an element, 0 or not, contiguous. Rows [row0, row1) are packed.
 void mask_pack(const uint8_t* dense, int64_t columns, uint32_t* bits, int64_t row0, int64_t row1);
 
 // The inverse; writes bytes 0 and 1.

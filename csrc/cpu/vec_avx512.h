@@ -1,7 +1,7 @@
 // Vectors of 16 floats and 8 doubles. Included by *_avx512.cpp only.
 //
-// A load takes `bits`, of which the low W select lanes (the others become +0.0 and their memory is not
-// touched), or `n`, the number of leading lanes to read.
+// A load reads the leading `n` lanes at most; `bits` select among them. The other lanes become +0.0 and their
+// memory is not touched, whatever the bits say.
 #pragma once
 
 #include <immintrin.h>
@@ -27,17 +27,19 @@ struct F32x16 {
   static S first(Reg a) { return _mm512_cvtss_f32(a); }
 
   static Reg load(const float* p) { return _mm512_loadu_ps(p); }
-  static Reg load_bits(const float* p, uint32_t bits, int) { return _mm512_maskz_loadu_ps((__mmask16)bits, p); }
-  static Reg load_bits(const Bf16* p, uint32_t bits, int) {
-    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16((__mmask16)bits, p));
+  static Reg load_bits(const float* p, uint32_t bits, int n) {
+    return _mm512_maskz_loadu_ps((__mmask16)(bits & lanes(n)), p);
+  }
+  static Reg load_bits(const Bf16* p, uint32_t bits, int n) {
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16((__mmask16)(bits & lanes(n)), p));
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
   }
-  static Reg load_bits(const Fp16* p, uint32_t bits, int) {
-    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16((__mmask16)bits, p));
+  static Reg load_bits(const Fp16* p, uint32_t bits, int n) {
+    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16((__mmask16)(bits & lanes(n)), p));
   }
   template <class T>
   static Reg load_n(const T* p, int n) {
-    return load_bits(p, lanes(n), n);
+    return load_bits(p, kAll, n);
   }
 
   static void store(float* p, Reg a) { _mm512_storeu_ps(p, a); }
@@ -101,8 +103,10 @@ struct F64x8 {
   static S first(Reg a) { return _mm512_cvtsd_f64(a); }
 
   static Reg load(const double* p) { return _mm512_loadu_pd(p); }
-  static Reg load_bits(const double* p, uint32_t bits, int) { return _mm512_maskz_loadu_pd((__mmask8)bits, p); }
-  static Reg load_n(const double* p, int n) { return load_bits(p, lanes(n), n); }
+  static Reg load_bits(const double* p, uint32_t bits, int n) {
+    return _mm512_maskz_loadu_pd((__mmask8)(bits & lanes(n)), p);
+  }
+  static Reg load_n(const double* p, int n) { return load_bits(p, kAll, n); }
   static void store(double* p, Reg a) { _mm512_storeu_pd(p, a); }
   static void store_n(double* p, Reg a, int n) { _mm512_mask_storeu_pd(p, (__mmask8)lanes(n), a); }
   static Reg keep(Reg a, uint32_t bits) { return _mm512_maskz_mov_pd((__mmask8)bits, a); }

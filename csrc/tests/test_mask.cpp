@@ -13,16 +13,17 @@ void round_trip() {
   for (int i = 0; i < 200; ++i) {
     const int64_t rows = random_int(0, 5), columns = random_int(0, 130);
     std::vector<uint8_t> dense(rows * columns), back(rows * columns, 7);
-    for (auto& byte : dense) byte = (uint8_t)random_int(0, 1);
+    for (auto& byte : dense) byte = (uint8_t)(random_int(0, 1) * random_int(1, 255));  // any byte but 0 is true
     std::vector<uint32_t> bits(rows * mask_words(columns), ~0u);
     mask_pack(dense.data(), columns, bits.data(), 0, rows);
     for (int64_t r = 0; r < rows; ++r) {
       for (int64_t b = 0; b < mask_words(columns) * 32; ++b) {
         const int bit = bits[r * mask_words(columns) + b / 32] >> (b % 32) & 1;
-        CHECK(bit == (b < columns ? dense[r * columns + b] : 0), "row %ld bit %ld of %ld", (long)r, (long)b,
+        CHECK(bit == (b < columns && dense[r * columns + b] != 0), "row %ld bit %ld of %ld", (long)r, (long)b,
               (long)columns);
       }
     }
+    for (auto& byte : dense) byte = byte != 0;
     mask_unpack(bits.data(), columns, back.data(), 0, rows);
     CHECK(back == dense, "%ld x %ld", (long)rows, (long)columns);
   }
@@ -68,6 +69,13 @@ void structures() {
   CHECK(structure_of(taps, kRows, kColumns, 9).kind != S::channels, "taps are not channels");
   CHECK(structure_of(taps, kRows, kColumns, 1).kind == S::channels, "taps as columns");
   CHECK(structure_of({}, 0, 0).kind == S::empty, "nothing");
+
+  // One row, nine taps, two of every four channels at each tap.
+  std::vector<uint8_t> row(8 * 9);
+  for (int c = 0; c < 8; ++c)
+    for (int tap = 0; tap < 9; ++tap) row[c * 9 + tap] = (c + tap * tap) % 4 < 2;
+  const auto one = structure_of(row, 1, 72, 9);
+  CHECK(one.kind == S::n_m && one.n == 2 && one.m == 4, "one row: kind %ld", (long)one.kind);
 }
 
 }  // namespace

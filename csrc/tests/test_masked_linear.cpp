@@ -95,7 +95,10 @@ void one_problem(Pass pass, Dtype dtype, bool has_bits, int64_t m, int64_t n, in
   const int64_t mask_rows = grad ? m : b.rows, mask_columns = b.columns;
   Matrix factor(dtype, mask_rows, mask_columns, random_int(0, 3));
   Matrix bias(dtype, 1, n);
-  const std::vector<uint32_t> bits = random_bits(mask_rows, mask_columns, density);
+  std::vector<uint32_t> bits = random_bits(mask_rows, mask_columns, density);
+  // Bits past the last column must be zero; kernels stay inside the matrix even when they are not.
+  if (has_bits && mask_columns % 32 != 0 && random_int(0, 3) == 0)
+    for (int64_t r = 0; r < mask_rows; ++r) bits[(r + 1) * mask_words(mask_columns) - 1] |= ~0u << (mask_columns % 32);
   const bool with_bias = forward && random_int(0, 1);
   const auto active = [&](int64_t r, int64_t c) { return bits[r * mask_words(mask_columns) + c / 32] >> (c % 32) & 1; };
   const auto scale = [&](int64_t r, int64_t c) {

@@ -70,8 +70,8 @@ def verdicts(op: str, device_type: str) -> list[tuple[str, str | None]]:
     return result
 
 
-def choose(op: str, device_type: str) -> Backend:
-    """The backend that runs `op` on a device.
+def choose(op: str, device_type: str, warn: bool = True) -> Backend:
+    """The backend that runs `op` on a device; with `warn`, falling to the reference is said once.
 
     Raises:
         ValueError: the backend asked for is not one.
@@ -86,7 +86,7 @@ def choose(op: str, device_type: str) -> Backend:
         return backend
     found = verdicts(op, device_type)
     name = next(name for name, reason in found if reason is None)
-    if name == "reference" and not torch.compiler.is_compiling() and (op, device_type) not in _warned:
+    if warn and name == "reference" and not torch.compiler.is_compiling() and (op, device_type) not in _warned:
         _warned.add((op, device_type))
         others = "; ".join(f"{other}: {reason}" for other, reason in found if reason is not None)
         warnings.warn(

@@ -49,6 +49,7 @@ def build_info() -> dict[str, Any]:
     }
 
 
+_KERNEL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _KERNELS = {
     "naive": "three loops, one result at a time",
     "row_dot": "dot products over rows of the weight, mask applied in the load",
@@ -93,7 +94,7 @@ def explain(
         dtype: of the operands; the layer's, or float32.
 
     Raises:
-        TypeError: neither a masked layer nor a mask.
+        TypeError: neither a masked layer nor a mask, or a dtype that no kernel takes.
         ValueError: a negative batch, or a mask that is no linear layer's.
     """
     mask = layer_or_mask if isinstance(layer_or_mask, Mask) else getattr(layer_or_mask, "mask", None)
@@ -110,9 +111,11 @@ def explain(
         dtype = dtype or weight.dtype
     device_type = torch.device(device or mask.device).type
     dtype = dtype or torch.float32
+    if dtype not in _KERNEL_DTYPES:
+        raise TypeError(f"dtype must be float32, float64, bfloat16 or float16, got {dtype}")
 
     op = "masked_linear"
-    backend = backends.choose(op, device_type).name
+    backend = backends.choose(op, device_type, warn=False).name
     ruled_out = {
         name: reason or "not asked for" if backends._requested() else reason or "comes after it"
         for name, reason in backends.verdicts(op, device_type)

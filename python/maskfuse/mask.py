@@ -33,6 +33,9 @@ class Mask:
     _facts: tuple[int, ...] | None
 
     def __init__(self, bits: Tensor, shape: Sequence[int]) -> None:
+        if not torch.compiler.is_compiling() and bits.is_inference():  # autograd could not save them
+            with torch.inference_mode(False):
+                bits = bits.clone()
         set_once = super().__setattr__
         set_once("bits", bits)
         set_once("shape", torch.Size(shape))
@@ -89,14 +92,15 @@ class Mask:
     def full(shape: Sequence[int], active: bool = True, device: torch.device | str | None = None) -> Mask:
         """Mask with every weight active, or none."""
         rows, columns = _rows_columns(shape, "shape")
-        row = _valid_bits(columns, device or "cpu") if active else torch.zeros(words(columns), dtype=torch.int32)
-        return Mask(row.to(device or "cpu").repeat(rows, 1), shape)
+        row = _valid_bits(columns, device or "cpu")
+        return Mask((row if active else torch.zeros_like(row)).repeat(rows, 1), shape)
 
     @staticmethod
     def threshold(t: Tensor, value: float) -> Mask:
         """Active where `|t| > value`. Magnitude pruning at a fixed threshold."""
         _check_real(t, "t")
-        return Mask.from_dense(t.detach().abs() > value)
+        t = t.detach()
+        return Mask.from_dense((t > value) | (t < -value))  # abs of the smallest integer is itself
 
     @staticmethod
     def topk(scores: Tensor, density: float) -> Mask:
@@ -108,16 +112,16 @@ class Mask:
             ValueError: `density` is outside 0..1, or a score is NaN.
         """
         _check_real(scores, "scores")
+        density = float(density)
         _check_density(density)
-        flat = scores.detach().reshape(-1)
-        if bool(flat.isnan().any()):
-            raise ValueError(f"scores must not contain NaN (shape {list(scores.shape)})")
+        flat = _sortable(scores, "scores").reshape(-1)
         return Mask.from_dense(_largest(flat, round(density * flat.numel())).reshape(scores.shape))
 
     @staticmethod
     def random(shape: Sequence[int], density: float, generator: torch.Generator | None = None) -> Mask:
         """Active at `round(density * numel)` positions drawn uniformly, on the generator's device (CPU)."""
         _rows_columns(shape, "shape")
+        density = float(density)
         _check_density(density)
         device = generator.device if generator is not None else torch.device("cpu")
         numel = math.prod(shape)
@@ -129,7 +133,7 @@ class Mask:
         """Active at the `n` largest of every `m` consecutive scores along the input dimension (dim 1).
 
         Raises:
-            ValueError: not 0 <= n <= m, or the input dimension is not a multiple of m.
+            ValueError: not 0 <= n <= m, the input dimension is no multiple of m, or a score is NaN.
         """
         _check_real(scores, "scores")
         if scores.dim() < 2:
@@ -138,11 +142,12 @@ class Mask:
             raise ValueError(f"n and m must satisfy 0 <= n <= m, m > 0, got n={n}, m={m}")
         if scores.shape[1] % m:
             raise ValueError(f"m={m} must divide the input dimension of scores, {list(scores.shape)}")
-        grouped = scores.detach().movedim(1, -1).unflatten(-1, (-1, m)) if scores.numel() else scores.movedim(1, -1)
+        if scores.numel() == 0:
+            return Mask.full(scores.shape, device=scores.device)
+        grouped = _sortable(scores, "scores").movedim(1, -1).unflatten(-1, (-1, m))
         best = grouped.sort(dim=-1, descending=True, stable=True).indices[..., :n]
         active = torch.zeros_like(grouped, dtype=torch.bool).scatter_(-1, best, True)
-        active = active.flatten(-2) if scores.numel() else active
-        return Mask.from_dense(active.movedim(-1, 1))
+        return Mask.from_dense(active.flatten(-2).movedim(-1, 1))
 
     @staticmethod
     def blocks(active: Tensor, block: tuple[int, int], shape: Sequence[int] | None = None) -> Mask:
@@ -151,6 +156,8 @@ class Mask:
         `active` is bool `[ceil(out / rows), ceil(in / columns)]`; blocks at the edge of `shape` are cut. Without
         `shape` no block is cut. For a convolution `in` counts the flattened trailing dimensions.
         """
+        if not isinstance(block, (tuple, list)) or len(block) != 2:
+            raise TypeError(f"block must be (rows, columns), got {block!r}")
         height, width = block
         if not isinstance(active, Tensor) or active.dtype != torch.bool or active.dim() != 2:
             raise TypeError(f"active must be a bool tensor [block rows, block columns], got {_describe(active)}")
@@ -178,10 +185,12 @@ class Mask:
             ValueError: another length, or a shape without an input dimension.
             IndexError: an index out of range.
         """
+        _rows_columns(shape, "shape")
         if len(shape) < 2:
             raise ValueError(f"shape must be [out, in, ...], got {list(shape)}")
-        rows = _channel_flags(out, shape[0], "out")
-        columns = _channel_flags(inp, shape[1], "inp").to(rows.device)
+        device = next((c.device for c in (out, inp) if isinstance(c, Tensor)), torch.device("cpu"))
+        rows = _channel_flags(out, shape[0], "out", device)
+        columns = _channel_flags(inp, shape[1], "inp", device)
         dense = (rows[:, None] & columns[None, :]).reshape(shape[0], shape[1], *[1] * (len(shape) - 2))
         return Mask.from_dense(dense.expand(tuple(shape)))
 
@@ -302,7 +311,7 @@ class Mask:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles bits and shape; what is derived from them is found again."""
-        return Mask, (self.bits, tuple(self.shape))
+        return _rebuild, (self.bits, tuple(self.shape))
 
     def __copy__(self) -> Mask:
         """Itself: it cannot change."""
@@ -328,6 +337,8 @@ def _describe(value: object) -> str:
 
 
 def _rows_columns(shape: Sequence[int], name: str) -> tuple[int, int]:
+    if not isinstance(shape, Sequence):
+        raise TypeError(f"{name} must be a sequence of sizes, got {shape!r}")
     if len(shape) == 0:
         raise ValueError(f"{name} must have at least one dimension")
     if any(size < 0 for size in shape):
@@ -352,12 +363,21 @@ def _check_density(density: float) -> None:
         raise ValueError(f"density must be in 0..1, got {density}")
 
 
+def _sortable(scores: Tensor, name: str) -> Tensor:
+    """The scores in a dtype that torch selects and sorts in, exactly; raises ValueError where one is NaN."""
+    scores = scores.detach()
+    if not scores.is_floating_point():
+        return scores if scores.dtype == torch.int64 else scores.to(torch.int64)
+    scores = scores if scores.dtype == torch.float64 else scores.float()
+    if bool(scores.isnan().any()):
+        raise ValueError(f"{name} must not contain NaN (shape {list(scores.shape)})")
+    return scores
+
+
 def _largest(flat: Tensor, count: int) -> Tensor:
     """Bool tensor of the `count` largest of `flat`, ties by index: a selection, not a sort."""
     if count == 0:
         return torch.zeros_like(flat, dtype=torch.bool)
-    if flat.dtype in (torch.float16, torch.bfloat16):
-        flat = flat.float()
     smallest = torch.kthvalue(flat, flat.numel() - count + 1).values
     active = flat > smallest
     ties = (flat == smallest).nonzero().squeeze(1)[: count - int(active.sum())]
@@ -365,11 +385,13 @@ def _largest(flat: Tensor, count: int) -> Tensor:
     return active
 
 
-def _channel_flags(channels: Tensor | None, size: int, name: str) -> Tensor:
+def _channel_flags(channels: Tensor | None, size: int, name: str, device: torch.device) -> Tensor:
     if channels is None:
-        return torch.ones(size, dtype=torch.bool)
+        return torch.ones(size, dtype=torch.bool, device=device)
     if not isinstance(channels, Tensor) or channels.is_floating_point() or channels.is_complex():
         raise TypeError(f"{name} must be a bool or integer tensor, got {_describe(channels)}")
+    if channels.device != device:
+        raise ValueError(f"out and inp must be on one device, got {device} and {channels.device}")
     if channels.dim() != 1:
         raise ValueError(f"{name} must have one dimension, got shape {list(channels.shape)}")
     if channels.dtype == torch.bool:
@@ -383,6 +405,11 @@ def _channel_flags(channels: Tensor | None, size: int, name: str) -> Tensor:
     return flags
 
 
-torch.serialization.add_safe_globals([Mask])
+def _rebuild(bits: Tensor, shape: Sequence[int]) -> Mask:
+    """What a pickle calls; its bits are checked like anybody's."""
+    return Mask.from_bits(bits, shape)
+
+
+torch.serialization.add_safe_globals([_rebuild])
 
 __all__ = ["Mask"]

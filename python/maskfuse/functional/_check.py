@@ -38,8 +38,8 @@ def same(name: str, t: Tensor, other_name: str, other: Tensor) -> None:
 
 
 def same_device(name: str, t: Tensor | Mask, other_name: str, other: Tensor) -> None:
-    """Raises unless both are on one device; a meta tensor goes with any."""
-    if t.device != other.device and "meta" not in (t.device.type, other.device.type):
+    """Raises unless both are on one device."""
+    if t.device != other.device:
         raise ValueError(f"{name} and {other_name} must be on one device, got {t.device} and {other.device}")
 
 
@@ -57,9 +57,11 @@ def mask_of(mask: Mask | Tensor, weight: Tensor) -> Mask | Tensor:
         if len(weight.shape) == 2 and tuple(mask.shape) == tuple(weight.shape)[::-1]:
             hint = "; weights are [out, in], this looks like [in, out]: pass mask.T"
         raise ValueError(f"mask must have the shape of weight, {list(weight.shape)}, got {list(mask.shape)}{hint}")
-    same_device("mask", mask, "weight", weight)
     if isinstance(mask, Mask):
+        if not weight.is_meta:  # a mask keeps its bits while the weight has no values yet
+            same_device("mask", mask, "weight", weight)
         return mask
+    same_device("mask", mask, "weight", weight)
     if mask.is_floating_point():
         if mask.dtype != weight.dtype:
             raise TypeError(

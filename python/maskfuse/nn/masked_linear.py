@@ -23,7 +23,7 @@ class MaskedLinear(nn.Linear):
 
     The mask is no buffer: it is saved in `state_dict` as `mask_bits` and follows the layer's device, and nothing
     that averages, broadcasts or casts buffers touches it. A plain layer's `state_dict` loads into this one and
-    keeps the current mask.
+    keeps the current mask; a masked layer's brings its mask, and the values under it where they were retained.
 
     Args:
         in_features, out_features, bias, device, dtype: as in `nn.Linear`.
@@ -85,6 +85,11 @@ class MaskedLinear(nn.Linear):
         return layer.train(self.training)
 
     @property
+    def mask_bits(self) -> Tensor:
+        """`mask.bits`, under the name of its entry in `state_dict`: some checkpointers look entries up."""
+        return self._mask.bits
+
+    @property
     def mask(self) -> Mask:
         """The current mask; change it with `set_mask`."""
         return self._mask
@@ -92,7 +97,8 @@ class MaskedLinear(nn.Linear):
     def set_mask(self, mask: Mask | Tensor, retain: bool = False) -> None:
         """Masks the weight anew and writes zero under the mask, or with `retain` keeps the values there.
 
-        Retained values contribute nothing and get no gradient; they come back when a later mask uncovers them.
+        Retained values contribute nothing and get no gradient; they come back when a later mask uncovers them. What
+        reads `weight` itself, as the fast path of `nn.TransformerEncoderLayer` in eval mode does, sees them.
 
         Raises:
             TypeError: no `Mask`, nor a bool or 0/1 integer tensor (a floating tensor is a real-valued mask:
@@ -138,6 +144,10 @@ class MaskedLinear(nn.Linear):
             return
         self.weight.masked_fill_(~self._mask.dense(), 0)
 
+    @torch.no_grad()
+    def _has_values_under_mask(self) -> bool:
+        return bool(self.weight.masked_fill(self._mask.dense(), 0).any())
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MaskedLinear:
         # `fn` may cast or leave memory uninitialised (to_empty): the bits only follow the device.
         super()._apply(fn, recurse)
@@ -159,13 +169,15 @@ class MaskedLinear(nn.Linear):
         error_msgs: list[str],
     ) -> None:
         key = prefix + _KEY
+        saved = state_dict.get(key)
         mask = self._mask
-        errors = len(error_msgs)
-        if key in state_dict:
+        if saved is not None and not getattr(saved, "is_meta", False):
             try:
-                mask = Mask.from_bits(state_dict[key], self.weight.shape)
+                mask = Mask.from_bits(saved, self.weight.shape)
             except (TypeError, ValueError) as error:
                 error_msgs.append(f"{key}: {error}")
+                return  # nothing of this layer is loaded
+        errors = len(error_msgs)
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
@@ -174,9 +186,11 @@ class MaskedLinear(nn.Linear):
         if len(error_msgs) > errors:
             return
         self._mask = self._placed(mask)
-        if self._retain or self.weight.is_meta:
+        if self.weight.is_meta or self._retain or not self._has_values_under_mask():
             return
-        if local_metadata.get("assign_to_params_buffers", False):
+        if saved is not None:
+            self._retain = True  # so was the layer that was saved: what it kept is kept
+        elif local_metadata.get("assign_to_params_buffers", False):
             # The parameter is now the caller's tensor, which is not ours to write to.
             weight = self.weight.detach().masked_fill(~self._mask.dense(), 0)
             self.weight = nn.Parameter(weight, requires_grad=self.weight.requires_grad)

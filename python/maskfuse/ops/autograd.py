@@ -19,6 +19,12 @@ from torch.autograd import forward_ad
 Product = Callable[..., Tensor]
 
 
+@torch.compiler.assume_constant_result
+def _func_is_tracing() -> bool:
+    # Dynamo runs this while it traces; it guards on the stack of transforms by itself.
+    return torch._C._are_functorch_transforms_active()
+
+
 def _transformed(args: Sequence[Any]) -> bool:
     """True under `torch.func` transforms, and where an operand carries a forward-mode tangent."""
     if torch._C._are_functorch_transforms_active():
@@ -146,11 +152,21 @@ def multilinear(name: str, gradients: dict[int, Product], bias: int | None = Non
         },
     )
 
+    def apply_transformed(*args: Any) -> Tensor:
+        return transformed.apply(*flatten(args))
+
+    # A node of its own in dynamo's graph: the compiler behind it meets the Function, not the op's own derivative.
+    transformed_in_graph = torch.compiler.allow_in_graph(apply_transformed)
+    # Compilers drop the tangents of tensors that come from outside: with such, the op breaks the graph.
+    transformed_outside = torch.compiler.disable(apply_transformed)
+
     def call(*args: Any) -> Tensor:
         if torch.compiler.is_compiling():
-            return op(*args)
+            if _func_is_tracing():
+                return transformed_in_graph(*args)
+            return op(*args) if forward_ad._current_level < 0 else transformed_outside(*args)
         if _transformed(args):
-            return transformed.apply(*flatten(args))
+            return apply_transformed(*args)
         # Function.apply costs about 9 microseconds, so it is skipped where nothing would use it.
         return recorded.apply(*flatten(args)) if _recorded(args) else below_autograd(args)
 
@@ -171,6 +187,12 @@ def vmap_rows(name: str, row_operand: int) -> None:
             values = list(args)
             values[row_operand] = args[row_operand].movedim(in_dims[row_operand], 0)
             return op(*values), 0
+        if info.batch_size == 0:  # no sample to learn the shape from
+            samples = [
+                a.new_zeros(a.movedim(d, 0).shape[1:]) if isinstance(d, int) else a
+                for a, d in zip(args, in_dims, strict=True)
+            ]
+            return op(*samples).unsqueeze(0)[:0], 0
         outputs = [
             op(*[a.select(dim, i) if isinstance(dim, int) else a for a, dim in zip(args, in_dims, strict=True)])
             for i in range(info.batch_size)
