@@ -19,22 +19,31 @@ const MaskedLinearKernels* kernels(Isa isa) {
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
-// Rows of A below which packing B costs more than it saves. Columns of a task of a half type, whose
-// float sums are kept in scratch until k is done.
-constexpr int64_t kHalfColumns = 256;
+// Columns of a packed task: its part of C, read and written again for every k block, stays in cache. Half types
+// keep theirs in scratch as floats until k is done.
+constexpr int64_t kColumns = 512, kHalfColumns = 256, kUnlimited = int64_t{1} << 40;
 
 // Multiplications below which a second thread costs more than it brings.
 constexpr int64_t kWorthAThread = 1 << 16;
 
-// Splits rows and columns so that there are about `parts` tasks, columns first: a column of C needs its
-// own panel of B, while rows share it.
-void split(Schedule& s, const MaskedGemm& g, int64_t m_unit, int64_t n_unit, int64_t parts) {
-  parts = std::min<int64_t>(parts, std::max<int64_t>(1, g.m * g.n * std::max<int64_t>(g.k, 1) / kWorthAThread));
-  s.n_step = round_up(std::max<int64_t>(1, ceil_div(g.n, parts)), n_unit);
-  s.n_tasks = ceil_div(g.n, s.n_step);
-  s.m_step = round_up(
-      std::max<int64_t>(1, ceil_div(g.m, std::max<int64_t>(1, parts / std::max<int64_t>(1, s.n_tasks)))), m_unit);
+// Splits a dimension into `parts` steps, and each of those into steps of at most `most`; multiples of `unit`.
+int64_t step_of(int64_t size, int64_t parts, int64_t most, int64_t unit) {
+  const int64_t part = std::max<int64_t>(1, ceil_div(size, parts));
+  return round_up(ceil_div(part, ceil_div(part, most)), unit);
+}
+
+// Gives every thread a part of the columns, and of the rows where there are not enough columns; with
+// `rows_first` the other way round.
+void split(Schedule& s, const MaskedGemm& g, int64_t m_unit, int64_t n_unit, int64_t most_columns, int threads,
+           bool rows_first = false) {
+  const int64_t work = g.m * g.n * std::max<int64_t>(g.k, 1) / kWorthAThread;
+  const int64_t parts = std::min<int64_t>(threads, std::max<int64_t>(1, work));
+  const int64_t units = rows_first ? ceil_div(g.m, m_unit) : ceil_div(g.n, n_unit);
+  const int64_t first = std::max<int64_t>(1, std::min(parts, units)), second = std::max<int64_t>(1, parts / first);
+  s.m_step = step_of(g.m, rows_first ? first : second, kUnlimited, m_unit);
+  s.n_step = step_of(g.n, rows_first ? second : first, most_columns, n_unit);
   s.m_tasks = ceil_div(g.m, s.m_step);
+  s.n_tasks = ceil_div(g.n, s.n_step);
 }
 
 }  // namespace
@@ -61,7 +70,7 @@ Schedule schedule(const MaskedGemm& g, Isa isa, int threads) {
   if (table == nullptr) {
     s.kernel = Kernel::naive;
     s.task = masked_linear_naive(g.dtype, has_bits);
-    split(s, g, 1, 1, threads);
+    split(s, g, 1, 1, kUnlimited, threads);
     return s;
   }
   const bool half = g.dtype == Dtype::bf16 || g.dtype == Dtype::f16;
@@ -69,7 +78,7 @@ Schedule schedule(const MaskedGemm& g, Isa isa, int threads) {
   if (g.m <= kFewRows && g.pass != Pass::weight_grad) {
     s.kernel = g.pass == Pass::forward ? Kernel::row_dot : Kernel::streamed;
     s.task = table->few_rows[g.pass != Pass::forward][(int)g.dtype][!has_bits];
-    split(s, g, kFewRows, 64, threads);  // 64 columns: threads do not share cache lines of C
+    split(s, g, kFewRows, 64, kUnlimited, threads);  // 64 columns: threads do not share cache lines of C
     s.scratch_bytes = s.kernel == Kernel::streamed ? kStreamSums * sizeof(double) : 0;
     return s;
   }
@@ -77,23 +86,10 @@ Schedule schedule(const MaskedGemm& g, Isa isa, int threads) {
   s.task = table->packed[(int)g.pass][(int)g.dtype][!has_bits];
   const int64_t element = dtype_size(g.dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32);
   const int64_t pad = 64 / element;  // at least one vector
-  int64_t scratch = table->m_block * (table->k_block + pad) + table->panels * (table->k_block + pad) * n_tile;
-  if (g.pass == Pass::weight_grad) {
-    // Rows first: here the operand that rows own is the one that is packed with a transposition.
-    const int64_t parts = std::min<int64_t>(threads, std::max<int64_t>(1, g.m * g.n * g.k / kWorthAThread));
-    s.m_step = round_up(std::max<int64_t>(1, ceil_div(g.m, parts)), table->m_tile);
-    s.m_tasks = ceil_div(g.m, s.m_step);
-    s.n_step = round_up(
-        std::max<int64_t>(1, ceil_div(g.n, std::max<int64_t>(1, parts / std::max<int64_t>(1, s.m_tasks)))), n_tile);
-    s.n_tasks = ceil_div(g.n, s.n_step);
-  } else {
-    split(s, g, table->m_tile, n_tile, threads);
-  }
-  if (half) {
-    s.n_step = std::min(s.n_step, kHalfColumns);
-    s.n_tasks = ceil_div(g.n, s.n_step);
-    scratch += table->m_block * kHalfColumns;
-  }
+  int64_t scratch = (table->m_block + n_tile) * (table->k_block + pad);
+  if (half) scratch += table->m_block * kHalfColumns;
+  // weight_grad splits rows first: there the operand that rows own is the one packed with a transposition.
+  split(s, g, table->m_tile, n_tile, half ? kHalfColumns : kColumns, threads, g.pass == Pass::weight_grad);
   s.scratch_bytes = (size_t)(scratch * element);
   return s;
 }

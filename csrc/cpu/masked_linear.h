@@ -69,8 +69,7 @@ struct MaskedLinearKernels {
   int32_t m_tile;     // rows of C held in registers
   int32_t n_tile[2];  // columns of C held in registers: float, double
   int32_t m_block;    // rows of A packed at once: sized for the second-level cache
-  int32_t k_block;    // length of a packed panel: sized for the first-level cache
-  int32_t panels;     // column panels packed at once
+  int32_t k_block;    // length of a packed panel
 };
 
 struct Schedule {

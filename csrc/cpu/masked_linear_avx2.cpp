@@ -5,8 +5,7 @@
 namespace maskfuse {
 
 const MaskedLinearKernels* masked_linear_kernels_avx2() {
-  static const MaskedLinearKernels table =
-      make_table<Tiling<F32x8, 6, 2, 256, 192, 4>, Tiling<F64x4, 6, 2, 256, 192, 4>>();
+  static const MaskedLinearKernels table = make_table<Tiling<F32x8, 6, 2, 256, 192>, Tiling<F64x4, 6, 2, 256, 192>>();
   return &table;
 }
 

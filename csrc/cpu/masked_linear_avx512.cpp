@@ -6,7 +6,7 @@ namespace maskfuse {
 
 const MaskedLinearKernels* masked_linear_kernels_avx512() {
   static const MaskedLinearKernels table =
-      make_table<Tiling<F32x16, 14, 2, 256, 532, 4>, Tiling<F64x8, 14, 2, 256, 532, 4>>();
+      make_table<Tiling<F32x16, 14, 2, 384, 532>, Tiling<F64x8, 14, 2, 384, 532>>();
   return &table;
 }
 

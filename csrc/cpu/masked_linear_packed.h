@@ -4,8 +4,8 @@
 //   for a block of rows of A (m_block)                     stays in the second-level cache
 //     for a block of k (k_block)
 //       pack A
-//       for a group of column panels of B
-//         find where the panels are not empty, pack them   stay in the first-level cache
+//       for a column panel of B
+//         find where it is not empty, pack that            stays in the first- or second-level cache
 //         for each register tile: sums over the runs, into C
 //
 // float and double sums go straight to C. Half types sum into a float block of scratch, which is
@@ -20,14 +20,13 @@ namespace {
 // Register and cache blocking of one vector type.
 //   MR_      rows of C in registers; MR_ * NV_ accumulators + NV_ vectors of B + 1 broadcast fit the file
 //   NV_      vectors of C in registers
-//   KC_      k block: a B panel of KC_ * NV_ vectors fits the first-level cache
-//   MC_      rows of A in a block: MC_ * KC_ elements fit the second-level cache; a multiple of MR_
-//   PANELS_  B panels packed together, so that a row of B is read in longer stretches
-template <class V_, int MR_, int NV_, int KC_, int MC_, int PANELS_>
+//   KC_      k block: the longer, the less often C is read and written again
+//   MC_      rows of A in a block: MC_ * KC_ elements and a B panel fit the second-level cache; a multiple of MR_
+template <class V_, int MR_, int NV_, int KC_, int MC_>
 struct Tiling {
   using V = V_;
   using S = typename V::S;
-  static constexpr int MR = MR_, NV = NV_, KC = KC_, MC = MC_, PANELS = PANELS_;
+  static constexpr int MR = MR_, NV = NV_, KC = KC_, MC = MC_;
   static constexpr int NR = NV * V::W;
   static constexpr int kPad = V::W;  // room for the vector that overhangs k, and off the cache's power of two
   static constexpr int kRowStride = KC + kPad;
@@ -72,7 +71,7 @@ template <class Tile, class T, Pass kPass, MaskKind kMask>
 static void packed_task(const MaskedGemm& g, const Block& block, void* scratch) {
   using V = typename Tile::V;
   using S = typename Tile::S;
-  constexpr int MR = Tile::MR, NV = Tile::NV, NR = Tile::NR, KC = Tile::KC, PANELS = Tile::PANELS;
+  constexpr int MR = Tile::MR, NV = Tile::NV, NR = Tile::NR, KC = Tile::KC;
   constexpr bool kGrad = kPass == Pass::weight_grad;
   constexpr bool kDirect = SameType<S, T>::value;  // sums go straight to C
   // The mask belongs to B in forward and input_grad, to C in weight_grad.
@@ -80,13 +79,11 @@ static void packed_task(const MaskedGemm& g, const Block& block, void* scratch) 
   constexpr int kRowStride = kGrad ? 1 : Tile::kRowStride;
   constexpr int kStep = kGrad ? MR : 1;
 
-  // Scratch: A block | B panels | sums (half types).
+  // Scratch: A block | B panel | sums (half types).
   S* const a_block = (S*)scratch;
-  S* const b_panels = a_block + Tile::MC * Tile::kRowStride;
-  constexpr int64_t kPanelSize = (int64_t)(KC + Tile::kPad) * NR;
-  float* const sums = (float*)(b_panels + PANELS * kPanelSize);
-  Run runs[PANELS][KC / 32];
-  int run_count[PANELS];
+  S* const b_panel = a_block + Tile::MC * Tile::kRowStride;
+  float* const sums = (float*)(b_panel + (KC + Tile::kPad) * NR);
+  Run runs[KC / 32];
 
   const int64_t rows_total = block.m1 - block.m0;
   const int64_t row_blocks = ceil_div(rows_total, Tile::MC);
@@ -109,44 +106,37 @@ static void packed_task(const MaskedGemm& g, const Block& block, void* scratch) 
       finish.first = k0 == 0;
       finish.last = k0 + kc >= g.k;
 
-      for (int64_t group = block.n0; group < block.n1; group += PANELS * NR) {
-        const int panels = (int)min64(PANELS, ceil_div(block.n1 - group, NR));
-        for (int p = 0; p < panels; ++p) {
-          const int64_t n = group + p * NR;
-          run_count[p] = find_runs<kPackMask, NR>(g, n, k0, kc, runs[p]);
-          for (int r = 0; r < run_count[p]; ++r) {
-            if constexpr (kPass == Pass::forward)
-              pack_b_transposed<V, kPackMask, T, NV>(g, n, k0, runs[p][r], b_panels + p * kPanelSize);
-            else
-              pack_b_rows<V, kPackMask, T, NV>(g, n, k0, runs[p][r], b_panels + p * kPanelSize);
-          }
+      for (int64_t n = block.n0; n < block.n1; n += NR) {
+        const int run_count = find_runs<kPackMask, NR>(g, n, k0, kc, runs);
+        if (run_count == 0 && !finish.first && !finish.last) continue;
+        for (int r = 0; r < run_count; ++r) {
+          if constexpr (kPass == Pass::forward)
+            pack_b_transposed<V, kPackMask, T, NV>(g, n, k0, runs[r], b_panel);
+          else
+            pack_b_rows<V, kPackMask, T, NV>(g, n, k0, runs[r], b_panel);
         }
-        for (int p = 0; p < panels; ++p) {
-          if (run_count[p] == 0 && !finish.first && !finish.last) continue;
-          const int64_t n = group + p * NR;
-          const int width = (int)min64(NR, block.n1 - n);
-          if constexpr (kDirect) finish.bias = g.bias ? (const S*)g.bias + n : nullptr;
-          for (int64_t m = m0; m < m1; m += MR) {
-            const int rows = (int)min64(MR, m1 - m);
-            int tile_runs = run_count[p];
-            if constexpr (kGrad) {
-              finish.column = n;
-              if constexpr (kMask == MaskKind::bits) {
-                finish.bits = g.bits + m * g.bits_ld;
-                finish.bits_ld = g.bits_ld;
-                if (tile_is_empty<NR>(g, m, rows, n)) {
-                  if (!finish.last && !finish.first) continue;
-                  tile_runs = 0;  // writes the zeros
-                }
-              } else if constexpr (kDirect) {
-                finish.factor = (const S*)g.factor + m * g.factor_ld + n;
-                finish.factor_ld = g.factor_ld;
+        const int width = (int)min64(NR, block.n1 - n);
+        if constexpr (kDirect) finish.bias = g.bias ? (const S*)g.bias + n : nullptr;
+        for (int64_t m = m0; m < m1; m += MR) {
+          const int rows = (int)min64(MR, m1 - m);
+          int tile_runs = run_count;
+          if constexpr (kGrad) {
+            finish.column = n;
+            if constexpr (kMask == MaskKind::bits) {
+              finish.bits = g.bits + m * g.bits_ld;
+              finish.bits_ld = g.bits_ld;
+              if (tile_is_empty<NR>(g, m, rows, n)) {
+                if (!finish.last && !finish.first) continue;
+                tile_runs = 0;  // writes the zeros
               }
+            } else if constexpr (kDirect) {
+              finish.factor = (const S*)g.factor + m * g.factor_ld + n;
+              finish.factor_ld = g.factor_ld;
             }
-            const S* a = a_block + (kGrad ? (m - m0) * kc : (m - m0) * Tile::kRowStride);
-            tile_rows<V, MR, NV, kRowStride, kStep>(rows, a, b_panels + p * kPanelSize, runs[p], tile_runs,
-                                                    c + (m - m0) * c_ld + (n - block.n0), c_ld, width, finish);
           }
+          const S* a = a_block + (kGrad ? (m - m0) * kc : (m - m0) * Tile::kRowStride);
+          tile_rows<V, MR, NV, kRowStride, kStep>(rows, a, b_panel, runs, tile_runs,
+                                                  c + (m - m0) * c_ld + (n - block.n0), c_ld, width, finish);
         }
       }
       k0 += KC;

@@ -26,8 +26,7 @@ static void fill_dtype(MaskedLinearKernels& table, Dtype dtype) {
 // Both tilings share all blocking but the width of a vector, so that one scratch size serves them.
 template <class TileF32, class TileF64>
 static MaskedLinearKernels make_table() {
-  static_assert(TileF32::MR == TileF64::MR && TileF32::MC == TileF64::MC && TileF32::KC == TileF64::KC &&
-                TileF32::PANELS == TileF64::PANELS);
+  static_assert(TileF32::MR == TileF64::MR && TileF32::MC == TileF64::MC && TileF32::KC == TileF64::KC);
   MaskedLinearKernels table{};
   fill_dtype<TileF32, float>(table, Dtype::f32);
   fill_dtype<TileF64, double>(table, Dtype::f64);
@@ -38,7 +37,6 @@ static MaskedLinearKernels make_table() {
   table.n_tile[1] = TileF64::NR;
   table.m_block = TileF32::MC;
   table.k_block = TileF32::KC;
-  table.panels = TileF32::PANELS;
   return table;
 }
 
