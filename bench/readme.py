@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -14,11 +15,14 @@ START, END = "<!-- measured: bench/readme.py writes this -->", "<!-- /measured -
 def section(result: dict) -> str:
     machine = result["machine"]
     caches = ", ".join(f"{level} {size}" for level, size in machine["caches"].items())
+    intro = (
+        f"`{result['command']}`, {machine['date']}: {machine['processor']} ({machine['processors']} virtual "
+        f"processors, {caches}), {machine['threads']} threads, {machine['cpu_level']}, torch {machine['torch']}, "
+        "float32, random masks. How many times faster than torch, medians of alternating rounds; a shared machine, so "
+        "a tenth either way is noise:"
+    )
     lines = [
-        f"`{result['command']}`, {machine['date']}: {machine['processor']} ({machine['processors']} virtual processors,",
-        f"{caches}), {machine['threads']} threads, {machine['cpu_level']}, torch {machine['torch']}, float32, random masks. "
-        "How many times faster",
-        "than torch, medians of alternating rounds; a shared machine, so a tenth either way is noise:",
+        *textwrap.wrap(intro, 118),
         "",
         "| out x in | density | pass | batch 1 | 8 | 64 | 512 |",
         "|---|---|---|---|---|---|---|",
@@ -30,13 +34,12 @@ def section(result: dict) -> str:
             row = rows.get((out, inp, density, passes, batch))
             cells.append(f"{row['vs dense']:.2f} / {row['vs w*m']:.2f}" if row else "")
         lines.append(f"| {out}x{inp} | {density:.0%} | {passes} | {' | '.join(cells)} |")
-    lines += [
-        "",
-        "Each cell: against plain `F.linear(x, w)` / against `F.linear(x, w * m)`. "
-        f"Slowest forward: {result['worst_vs_dense_at_512']:.2f} against the",
-        f"former at batch 512, {result['worst_vs_masked']:.2f} against the latter at any batch; geometric mean against the latter "
-        f"{result['geometric_mean_vs_masked']:.2f}.",
-    ]
+    summary = (
+        "Each cell: against plain `F.linear(x, w)` / against `F.linear(x, w * m)`. Slowest forward: "
+        f"{result['worst_vs_dense_at_512']:.2f} against the former at batch 512, {result['worst_vs_masked']:.2f} against "
+        f"the latter at any batch; geometric mean against the latter {result['geometric_mean_vs_masked']:.2f}."
+    )
+    lines += ["", *textwrap.wrap(summary, 118)]
     return "\n".join(lines)
 
 
