@@ -36,8 +36,8 @@ def section(result: dict) -> str:
         lines.append(f"| {out}x{inp} | {density:.0%} | {passes} | {' | '.join(cells)} |")
     summary = (
         "Each cell: against plain `F.linear(x, w)` / against `F.linear(x, w * m)`. Slowest forward: "
-        f"{result['worst_vs_dense_at_512']:.2f} against the former at batch 512, {result['worst_vs_masked']:.2f} against "
-        f"the latter at any batch; geometric mean against the latter {result['geometric_mean_vs_masked']:.2f}."
+        f"{result['worst_vs_dense_at_512']:.2f} against the former at batch 512, {result['worst_vs_masked']:.2f} "
+        f"against the latter at any batch; geometric mean against the latter {result['geometric_mean_vs_masked']:.2f}."
     )
     lines += ["", *textwrap.wrap(summary, 118)]
     return "\n".join(lines)
