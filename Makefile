@@ -22,9 +22,8 @@ BUILT := $(VENV)/.built-$(MASKFUSE_CUDA)
 demo: build
 	$(BIN)/python -m maskfuse demo
 
-test: build build/cmake/asan/.tested
-	cmake_build=build/cmake/release; $(BIN)/cmake --preset release -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python > build/cmake-release.log \
-	  && $(BIN)/cmake --build $$cmake_build -- --quiet
+test: build build/cmake/asan/.built build/cmake/release/.built
+	$(call run_ctest,asan)
 	PYTHONPATH=build/cmake/release $(BIN)/python -m pytest
 
 bench: build
@@ -46,15 +45,18 @@ $(TOOLS): requirements.txt
 	$(BIN)/python -m pip install -q $(PIP_FLAGS) -r requirements.txt
 	@touch $@
 
-# The raw kernels under AddressSanitizer and UndefinedBehaviorSanitizer.
-build/cmake/%/.tested: $(TOOLS) $(SOURCES) CMakeLists.txt CMakePresets.json
+# The raw kernels by CMake: release (with the pybind11 module), asan (and undefined behaviour), tsan.
+build/cmake/%/.built: $(TOOLS) $(SOURCES) CMakeLists.txt CMakePresets.json
 	@mkdir -p build
-	$(BIN)/cmake --preset $* > build/cmake-$*.log
+	$(BIN)/cmake --preset $* -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python > build/cmake-$*.log
 	$(BIN)/cmake --build build/cmake/$* -- --quiet
-	$(BIN)/ctest --test-dir build/cmake/$* --output-on-failure --no-tests=error -O $(CURDIR)/build/ctest-$*.log
 	@touch $@
 
-sanitize: build/cmake/asan/.tested build/cmake/tsan/.tested
+run_ctest = $(BIN)/ctest --test-dir build/cmake/$(1) --output-on-failure --no-tests=error -O $(CURDIR)/build/ctest-$(1).log
+
+sanitize: build/cmake/asan/.built build/cmake/tsan/.built
+	$(call run_ctest,asan)
+	$(call run_ctest,tsan)
 
 wheel: export MASKFUSE_CUDA := $(if $(filter auto,$(MASKFUSE_CUDA)),1,$(MASKFUSE_CUDA))
 wheel: $(TOOLS)

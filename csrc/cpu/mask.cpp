@@ -11,7 +11,7 @@ bool bit(const uint32_t* row, int64_t column) { return row[column >> 5] >> (colu
 
 // Eight bytes to eight bits, any byte but 0 to 1, and back.
 uint32_t pack8(uint64_t bytes) {
-  const uint64_t high = (bytes & 0x7f7f7f7f7f7f7f7fu) + 0x7f7f7f7f7f7f7f7fu | bytes;
+  const uint64_t high = ((bytes & 0x7f7f7f7f7f7f7f7fu) + 0x7f7f7f7f7f7f7f7fu) | bytes;
   return (uint32_t)((high >> 7 & 0x0101010101010101u) * 0x0102040810204080u >> 56);
 }
 uint64_t unpack8(uint32_t bits) {
