@@ -27,6 +27,6 @@ assert maskfuse.__file__.startswith('$folder'), maskfuse.__file__
 cuda = maskfuse.build_info()['cuda']
 assert cuda['loaded'] == (torch.version.cuda is not None), cuda
 "
-    "$python" -m pytest -q tests
+    "$python" -m pytest tests
   )
 done
