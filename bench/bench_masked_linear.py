@@ -16,14 +16,15 @@ from torch.nn import functional as F
 SHAPES = [(1024, 1024), (4096, 1024), (1024, 4096), (4096, 4096)]
 BATCHES = [1, 8, 64, 512]
 DENSITIES = [1.0, 0.5, 0.1]
+DTYPES = ["float32", "float64", "bfloat16", "float16"]
 
 
-def case(out: int, inp: int, batch: int, density: float, backward: bool, budget: float) -> dict:
-    x = torch.randn(batch, inp, requires_grad=backward)
-    w = torch.randn(out, inp, requires_grad=backward)
+def case(out: int, inp: int, batch: int, density: float, backward: bool, budget: float, dtype: torch.dtype) -> dict:
+    x = torch.randn(batch, inp).to(dtype).requires_grad_(backward)
+    w = torch.randn(out, inp).to(dtype).requires_grad_(backward)
     mask = Mask.random((out, inp), density)
-    dense = mask.dense().float()
-    grad = torch.randn(batch, out)
+    dense = mask.dense().to(dtype)
+    grad = torch.randn(batch, out).to(dtype)
 
     def step(forward):
         def run():
@@ -57,13 +58,14 @@ def case(out: int, inp: int, batch: int, density: float, backward: bool, budget:
         "vs w*m": timing.ratio(times["w*m"], times["maskfuse"]),
         "spread": times["maskfuse"].spread,
         "GFLOP/s": products / ours / 1e9,
-        "weight GB/s": 4 * out * inp / ours / 1e9,
+        "weight GB/s": w.element_size() * out * inp / ours / 1e9,
     }
 
 
 def main() -> int:
     parser = timing.arguments(__doc__)
     parser.add_argument("--quick", action="store_true", help="two shapes, two batches, forward only")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the operands (float32)")
     options = parser.parse_args()
     timing.pin(options.threads)
     torch.manual_seed(0)
@@ -73,7 +75,7 @@ def main() -> int:
         cases += [(o, i, 512, 0.1, True) for o, i in shapes] + [(o, i, 8, 0.1, True) for o, i in shapes]
     rows = []
     for arguments in timing.progress(cases):
-        rows.append(case(*arguments, options.budget))
+        rows.append(case(*arguments, options.budget, getattr(torch, options.dtype)))
     forward = [row for row in rows if row["pass"] == "forward"]
     worst_dense = min(row["vs dense"] for row in forward if row["batch"] == 512)
     worst_masked = min(row["vs w*m"] for row in forward)
@@ -83,11 +85,14 @@ def main() -> int:
         **{"maskfuse ms": ".3f", "vs dense": ".2f", "vs w*m": ".2f", "spread": ".0%"},
         **{"GFLOP/s": ".0f", "weight GB/s": ".1f"},
     }
-    timing.table(f"masked_linear, float32, {options.threads} threads (ratios: above 1 is faster)", rows, columns)
+    timing.table(
+        f"masked_linear, {options.dtype}, {options.threads} threads (ratios: above 1 is faster)", rows, columns
+    )
     path = timing.write(
-        "masked_linear",
+        "masked_linear" if options.dtype == "float32" else f"masked_linear_{options.dtype}",
         rows,
         options.output,
+        dtype=options.dtype,
         worst_vs_dense_at_512=worst_dense,
         worst_vs_masked=worst_masked,
         geometric_mean_vs_masked=mean_masked,
