@@ -49,7 +49,8 @@ def names() -> list[str]:
     return list(_backends)
 
 
-def _requested() -> str | None:
+def requested() -> str | None:
+    """The backend asked for in this thread or by the environment, or None."""
     return getattr(_chosen, "name", None) or os.environ.get("MASKFUSE_BACKEND") or None
 
 
@@ -77,12 +78,12 @@ def choose(op: str, device_type: str, warn: bool = True) -> Backend:
         ValueError: the backend asked for is not one.
         RuntimeError: the backend asked for cannot run this op on this device.
     """
-    requested = _requested()
-    if requested is not None:
-        backend = _known(requested)
-        reason = dict(verdicts(op, device_type))[requested]
+    asked_for = requested()
+    if asked_for is not None:
+        backend = _known(asked_for)
+        reason = dict(verdicts(op, device_type))[asked_for]
         if reason is not None:
-            raise RuntimeError(f"backend {requested!r} cannot run {op} on {device_type}: {reason}")
+            raise RuntimeError(f"backend {asked_for!r} cannot run {op} on {device_type}: {reason}")
         return backend
     found = verdicts(op, device_type)
     name = next(name for name, reason in found if reason is None)

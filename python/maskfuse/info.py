@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from . import _library, backends
+from .functional._check import FLOATING
 from .mask import Mask
 
 
@@ -49,7 +50,6 @@ def build_info() -> dict[str, Any]:
     }
 
 
-_KERNEL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _KERNELS = {
     "naive": "three loops, one result at a time",
     "row_dot": "dot products over rows of the weight, mask applied in the load",
@@ -111,13 +111,13 @@ def explain(
         dtype = dtype or weight.dtype
     device_type = torch.device(device or mask.device).type
     dtype = dtype or torch.float32
-    if dtype not in _KERNEL_DTYPES:
+    if dtype not in FLOATING:
         raise TypeError(f"dtype must be float32, float64, bfloat16 or float16, got {dtype}")
 
     op = "masked_linear"
     backend = backends.choose(op, device_type, warn=False).name
     ruled_out = {
-        name: reason or "not asked for" if backends._requested() else reason or "comes after it"
+        name: reason or "not asked for" if backends.requested() else reason or "comes after it"
         for name, reason in backends.verdicts(op, device_type)
         if name != backend
     }

@@ -61,7 +61,7 @@ class Mask:
         """
         if not isinstance(t, Tensor) or t.dtype != torch.bool:
             raise TypeError(
-                f"t must be a bool tensor, got {_describe(t)}; "
+                f"t must be a bool tensor, got {describe(t)}; "
                 "use t.bool() for 0/1 integers, Mask.threshold(t, value) for weights"
             )
         rows, columns = _rows_columns(t.shape, "t")
@@ -77,7 +77,7 @@ class Mask:
         """
         rows, columns = _rows_columns(shape, "shape")
         if not isinstance(bits, Tensor) or bits.dtype != torch.int32:
-            raise TypeError(f"bits must be an int32 tensor, got {_describe(bits)}")
+            raise TypeError(f"bits must be an int32 tensor, got {describe(bits)}")
         if tuple(bits.shape) != (rows, words(columns)):
             raise ValueError(
                 f"bits must have shape {[rows, words(columns)]} for a mask of shape {list(shape)}, "
@@ -160,7 +160,7 @@ class Mask:
             raise TypeError(f"block must be (rows, columns), got {block!r}")
         height, width = block
         if not isinstance(active, Tensor) or active.dtype != torch.bool or active.dim() != 2:
-            raise TypeError(f"active must be a bool tensor [block rows, block columns], got {_describe(active)}")
+            raise TypeError(f"active must be a bool tensor [block rows, block columns], got {describe(active)}")
         if height < 1 or width < 1:
             raise ValueError(f"block must be positive, got {block}")
         shape = tuple(shape) if shape is not None else (active.shape[0] * height, active.shape[1] * width)
@@ -330,7 +330,8 @@ class Mask:
         )
 
 
-def _describe(value: object) -> str:
+def describe(value: object) -> str:
+    """The value as error messages name it: dtype and shape of a tensor, else the type."""
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} tensor {list(value.shape)}"
     return type(value).__name__
@@ -355,7 +356,7 @@ def _valid_bits(columns: int, device: torch.device | str) -> Tensor:
 
 def _check_real(t: object, name: str) -> None:
     if not isinstance(t, Tensor) or t.dtype == torch.bool or t.is_complex():
-        raise TypeError(f"{name} must be a tensor of real numbers, got {_describe(t)}")
+        raise TypeError(f"{name} must be a tensor of real numbers, got {describe(t)}")
 
 
 def _check_density(density: float) -> None:
@@ -389,7 +390,7 @@ def _channel_flags(channels: Tensor | None, size: int, name: str, device: torch.
     if channels is None:
         return torch.ones(size, dtype=torch.bool, device=device)
     if not isinstance(channels, Tensor) or channels.is_floating_point() or channels.is_complex():
-        raise TypeError(f"{name} must be a bool or integer tensor, got {_describe(channels)}")
+        raise TypeError(f"{name} must be a bool or integer tensor, got {describe(channels)}")
     if channels.device != device:
         raise ValueError(f"out and inp must be on one device, got {device} and {channels.device}")
     if channels.dim() != 1:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..mask import Mask, _describe
+from ..mask import Mask, describe
 
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -27,13 +27,13 @@ def floating(t: object, name: str) -> None:
     if not isinstance(t, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
     if t.dtype not in FLOATING:
-        raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, got {_describe(t)}")
+        raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, got {describe(t)}")
 
 
 def same(name: str, t: Tensor, other_name: str, other: Tensor) -> None:
     """Raises unless both tensors have one dtype and one device."""
     if t.dtype != other.dtype:
-        raise TypeError(f"{name} and {other_name} must have one dtype, got {_describe(t)} and {_describe(other)}")
+        raise TypeError(f"{name} and {other_name} must have one dtype, got {describe(t)} and {describe(other)}")
     same_device(name, t, other_name, other)
 
 
@@ -65,15 +65,15 @@ def mask_of(mask: Mask | Tensor, weight: Tensor) -> Mask | Tensor:
     if mask.is_floating_point():
         if mask.dtype != weight.dtype:
             raise TypeError(
-                f"a real-valued mask must have weight's dtype, got {_describe(mask)} for {_describe(weight)}; "
+                f"a real-valued mask must have weight's dtype, got {describe(mask)} for {describe(weight)}; "
                 "pass a bool tensor or a Mask for a binary mask"
             )
         return mask
     if mask.is_complex():
-        raise TypeError(f"mask must be bool, 0/1 integers or floating, got {_describe(mask)}")
+        raise TypeError(f"mask must be bool, 0/1 integers or floating, got {describe(mask)}")
     if mask.dtype != torch.bool:
         binary = ((mask == 0) | (mask == 1)).all()
-        message = f"an integer mask must be 0 or 1 everywhere (mask is {_describe(mask)})"
+        message = f"an integer mask must be 0 or 1 everywhere (mask is {describe(mask)})"
         if torch.compiler.is_compiling():
             torch._assert_async(binary, message)
         elif mask.device.type != "meta" and not bool(binary):

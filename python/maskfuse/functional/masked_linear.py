@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .. import ops, reference
 from ..backends import Backend, choose, register
-from ..mask import Mask, _describe
+from ..mask import Mask, describe
 from . import _check
 
 
@@ -70,5 +70,5 @@ def masked_linear(input: Tensor, weight: Tensor, mask: Mask | Tensor, bias: Tens
         _check.floating(bias, "bias")
         _check.same("bias", bias, "weight", weight)
         if bias.shape != weight.shape[:1]:
-            raise ValueError(f"bias must have shape {[weight.shape[0]]}, got {_describe(bias)}")
+            raise ValueError(f"bias must have shape {[weight.shape[0]]}, got {describe(bias)}")
     return choose("masked_linear", input.device.type).ops["masked_linear"](input, weight, mask, bias)

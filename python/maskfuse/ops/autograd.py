@@ -125,7 +125,7 @@ def multilinear(name: str, gradients: dict[int, Product], bias: int | None = Non
     )
 
     def below_autograd(args: Sequence[Any]) -> Tensor:
-        # register_autograd's kernel is Python: about 6 microseconds, here where its answer is known.
+        # register_autograd's kernel is Python, which small layers would feel; here its answer is known.
         with torch._C._AutoDispatchBelowAutograd():
             return op(*args)
 
@@ -134,7 +134,7 @@ def multilinear(name: str, gradients: dict[int, Product], bias: int | None = Non
         setup_recorded(ctx, flat, output)
         return output
 
-    # Without setup_context, for which Function.apply inspects a signature in every call: 30 microseconds.
+    # Without setup_context, for which Function.apply would inspect a signature in every call.
     recorded: Any = type(
         f"{name}_recorded",
         (torch.autograd.Function,),
@@ -167,7 +167,7 @@ def multilinear(name: str, gradients: dict[int, Product], bias: int | None = Non
             return op(*args) if forward_ad._current_level < 0 else transformed_outside(*args)
         if _transformed(args):
             return apply_transformed(*args)
-        # Function.apply costs about 9 microseconds, so it is skipped where nothing would use it.
+        # Function.apply has a cost of its own, so it is skipped where nothing would use it.
         return recorded.apply(*flatten(args)) if _recorded(args) else below_autograd(args)
 
     call.__name__ = name
