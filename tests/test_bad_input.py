@@ -69,6 +69,7 @@ def test_meta_with_meta():
 
 
 ops = torch.ops.maskfuse
+PLAN = [ops.mask_plan(BITS, 8), ops.mask_plan(ops.mask_transpose(BITS, 8), 5)]
 
 
 @pytest.mark.parametrize(
@@ -86,11 +87,20 @@ ops = torch.ops.maskfuse
         (lambda: ops.masked_linear_weight_grad(X[:2, :5], X, BITS, []), "same leading dimensions"),
         (lambda: ops.soft_masked_linear(X, W, W.T, None), r"mask must have shape \[5, 8\], got \[8, 5\]"),
         (lambda: ops.soft_masked_linear(X, W, W.double(), None), "the same dtype"),
+        (lambda: ops.masked_linear(X, W, BITS, PLAN[:1], None), "plan must have no tensors or 2, got 1"),
+        (lambda: ops.masked_linear(X, W, BITS, PLAN[::-1], None), r"plan\[0\] is not the plan of a mask .* \[5, 8\]"),
+        (lambda: ops.masked_linear_input_grad(X[:, :5], W, BITS, [PLAN[0]] * 2), r"plan\[1\] is not the plan"),
+        (lambda: ops.masked_linear(X, W, BITS, [t[:-1] for t in PLAN], None), "is not the plan"),
+        (lambda: ops.mask_plan(BITS, 99), r"bits must have shape \[5, 4\], got \[5, 1\]"),
+        (lambda: ops.mask_transpose(BITS, 99), r"bits must have shape \[5, 4\], got \[5, 1\]"),
         (lambda: ops.mask_pack(W), "dense must be Bool, got Float"),
         (lambda: ops.mask_pack(M[0]), r"\[rows, columns\], got \[8\]"),
         (lambda: ops.mask_unpack(BITS, 99), r"bits must have shape \[5, 4\], got \[5, 1\]"),
         (lambda: ops.mask_structure(BITS, 8, 3), "multiple of inner"),
-        (lambda: ops.masked_linear_kernel("sideways", 1, 1, 1, torch.float32), "forward, input_grad or weight_grad"),
+        (
+            lambda: ops.masked_linear_kernel("sideways", 1, BITS, 8, [], torch.float32),
+            "forward, input_grad or weight_grad",
+        ),
         (lambda: ops.set_cpu_level("sse9"), "expected scalar, avx2 or avx512"),
     ],
 )

@@ -1,5 +1,7 @@
 #include "isa.h"
 
+#include <unistd.h>
+
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -66,5 +68,13 @@ std::atomic<Isa>& level() {
 Isa isa_in_use() { return level().load(std::memory_order_relaxed); }
 
 void isa_set(const char* name) { level().store(parse("level ", name), std::memory_order_relaxed); }
+
+int64_t first_level_cache() {
+#ifdef _SC_LEVEL1_DCACHE_SIZE
+  static const long bytes = sysconf(_SC_LEVEL1_DCACHE_SIZE);
+  if (bytes >= 8 << 10) return bytes;
+#endif
+  return 32 << 10;
+}
 
 }  // namespace maskfuse

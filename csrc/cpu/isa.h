@@ -22,4 +22,7 @@ Isa isa_in_use();
 // Sets the level for all threads, for tests and benchmarks that compare levels. Throws likewise.
 void isa_set(const char* name);
 
+// Bytes of the first-level data cache of this machine; 32 KiB where it does not say.
+int64_t first_level_cache();
+
 }  // namespace maskfuse

@@ -19,9 +19,10 @@ const MaskedLinearKernels* kernels(Isa isa) {
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
-// Columns of a packed task: its part of C, read and written again for every k block, stays in cache. Half types
-// keep theirs in scratch as floats until k is done.
-constexpr int64_t kColumns = 512, kHalfColumns = 256, kUnlimited = int64_t{1} << 40;
+// Values of a task of accumulate: half of a second-level cache of 2 MiB.
+constexpr int64_t kTaskValues = 1 << 18;
+
+constexpr int64_t kUnlimited = int64_t{1} << 40;
 
 // Multiplications below which a second thread costs more than it brings.
 constexpr int64_t kWorthAThread = 1 << 16;
@@ -32,18 +33,100 @@ int64_t step_of(int64_t size, int64_t parts, int64_t most, int64_t unit) {
   return round_up(ceil_div(part, ceil_div(part, most)), unit);
 }
 
-// Gives every thread a part of the columns, and of the rows where there are not enough columns; with
-// `rows_first` the other way round.
-void split(Schedule& s, const MaskedGemm& g, int64_t m_unit, int64_t n_unit, int64_t most_columns, int threads,
-           bool rows_first = false) {
+// Gives every thread a part of the columns, and of the rows where there are not enough columns.
+Grid split(const MaskedGemm& g, int64_t m_unit, int64_t n_unit, int64_t most_columns, int threads) {
   const int64_t work = g.m * g.n * std::max<int64_t>(g.k, 1) / kWorthAThread;
   const int64_t parts = std::min<int64_t>(threads, std::max<int64_t>(1, work));
-  const int64_t units = rows_first ? ceil_div(g.m, m_unit) : ceil_div(g.n, n_unit);
+  const int64_t units = ceil_div(g.n, n_unit);
   const int64_t first = std::max<int64_t>(1, std::min(parts, units)), second = std::max<int64_t>(1, parts / first);
-  s.m_step = step_of(g.m, rows_first ? first : second, kUnlimited, m_unit);
-  s.n_step = step_of(g.n, rows_first ? second : first, most_columns, n_unit);
-  s.m_tasks = ceil_div(g.m, s.m_step);
-  s.n_tasks = ceil_div(g.n, s.n_step);
+  Grid grid;
+  grid.m_step = step_of(g.m, second, kUnlimited, m_unit);
+  grid.n_step = step_of(g.n, first, most_columns, n_unit);
+  grid.m_tasks = ceil_div(g.m, grid.m_step);
+  grid.n_tasks = ceil_div(g.n, grid.n_step);
+  return grid;
+}
+
+Grid grid_of(int64_t m, int64_t n, int64_t m_step, int64_t n_step) {
+  return {m_step, n_step, ceil_div(m, m_step), ceil_div(n, n_step)};
+}
+
+// Sizes of what the kernels work in, which masked_linear_lanes.h lays out.
+struct Sizes {
+  int64_t element, lanes, vector;  // bytes of a sum; lanes a block; lanes a vector
+
+  Sizes(const MaskedGemm& g, const MaskedLinearKernels& table)
+      : element(g.dtype == Dtype::f64 ? 8 : 4), lanes(kBlockBytes / element), vector(table.vector_bytes / element) {}
+
+  size_t shared(int64_t batch, int64_t columns) const {
+    const int64_t rest = batch % lanes;
+    int64_t last = rest > 0 ? vector : 0;
+    while (last < rest) last *= 2;
+    return (size_t)((batch - rest + last) * columns * element);
+  }
+  // Room for values, and for stores of four vectors that run over their end.
+  size_t values(int64_t count) const { return (size_t)((count + 4 * vector) * element); }
+};
+
+// Half the panels that fill the threads evenly, down to 16 rows; and few enough rows for their values to stay in cache.
+int64_t dense_panel(int64_t most, int64_t rows, int64_t columns, int threads) {
+  int64_t panel = most;
+  while (panel > 16 && (panel * threads * 2 > rows || panel * columns > (1 << 20))) panel /= 2;
+  return panel;
+}
+
+void schedule_accumulate(Schedule& s, const MaskedGemm& g, const MaskedLinearKernels& table, int threads) {
+  const Sizes sizes(g, table);
+  const bool has_bits = g.bits != nullptr;
+  s.kernel = Kernel::accumulate;
+  s.task = table.accumulate[g.pass == Pass::input_grad][(int)g.dtype][!has_bits];
+  s.first_task = table.lanes[(int)g.dtype];
+  s.panel = g.plan ? g.plan->header->panel : dense_panel(kDensePanel, g.n, g.k, threads);
+  const int64_t panels = ceil_div(g.n, s.panel), blocks = ceil_div(g.m, sizes.lanes);
+  // Tasks are as many panels as leave their values in cache and every thread two tasks; where panels are fewer than
+  // threads, the batch is split as well.
+  const int64_t average =
+      std::max<int64_t>(1, (g.plan ? g.plan->header->values : g.n * g.k) / std::max<int64_t>(1, panels));
+  const int64_t together = std::max<int64_t>(1, std::min(kTaskValues / average, panels / (2 * threads)));
+  const int64_t parts = std::min(blocks, ceil_div(threads, std::max<int64_t>(1, panels)));
+  s.grid = grid_of(g.m, g.n, ceil_div(blocks, parts) * sizes.lanes, together * s.panel);
+  s.first = grid_of(g.m, g.k, sizes.lanes, 256);
+  s.shared_bytes = sizes.shared(g.m, g.k);
+  int64_t most = together * s.panel * g.k;
+  if (g.plan) {
+    most = 0;
+    const int64_t chunks = g.plan->chunks();
+    for (int64_t p = 0; p < panels; p += together) {
+      const int64_t end = std::min(p + together, panels);
+      most = std::max<int64_t>(most, (int64_t)g.plan->tiles[end * chunks].value - g.plan->tiles[p * chunks].value);
+    }
+  }
+  s.scratch_bytes = (size_t)(s.panel * kBlockBytes) + sizes.values(most);
+}
+
+void schedule_weight_grad(Schedule& s, const MaskedGemm& g, const MaskedLinearKernels& table, int threads) {
+  const Sizes sizes(g, table);
+  const bool has_bits = g.bits != nullptr;
+  const double listed = g.plan ? (double)g.plan->header->values / ((double)g.m * (double)g.n) : 1;
+  if (g.plan && listed < 0.34) {
+    s.kernel = Kernel::sampled;
+    s.task = table.sampled[(int)g.dtype];
+    s.first_task = table.lanes[(int)g.dtype];
+    s.panel = g.plan->header->panel;
+    s.grid = grid_of(g.m, g.n, s.panel, std::max<int64_t>(1, g.n));
+    s.first = grid_of(g.k, g.n, sizes.lanes, 256);
+    s.shared_bytes = sizes.shared(g.k, g.n);
+    s.scratch_bytes = 2 * (size_t)(s.panel * kBlockBytes) + sizes.values(g.plan->header->most_panel_values);
+    return;
+  }
+  s.kernel = Kernel::tiled;
+  s.task = table.tiled[(int)g.dtype][!has_bits];
+  s.panel = dense_panel(kTiledRows, g.m, g.k, 1);
+  const int64_t panels = ceil_div(g.m, s.panel);
+  const int64_t parts = ceil_div(2 * threads, std::max<int64_t>(1, panels));
+  s.grid = grid_of(g.m, g.n, s.panel, round_up(ceil_div(g.n, parts), sizes.lanes));
+  s.scratch_bytes =
+      (size_t)((kTiledChunk + kTiledRows) * kBlockBytes) + sizes.values(round_up(s.panel, sizes.vector) * g.k);
 }
 
 }  // namespace
@@ -56,8 +139,12 @@ const char* kernel_name(Kernel kernel) {
       return "row_dot";
     case Kernel::streamed:
       return "streamed";
-    case Kernel::packed:
-      return "packed";
+    case Kernel::accumulate:
+      return "accumulate";
+    case Kernel::sampled:
+      return "sampled";
+    case Kernel::tiled:
+      return "tiled";
   }
   return "unknown";
 }
@@ -70,33 +157,28 @@ Schedule schedule(const MaskedGemm& g, Isa isa, int threads) {
   if (table == nullptr) {
     s.kernel = Kernel::naive;
     s.task = masked_linear_naive(g.dtype, has_bits);
-    split(s, g, 1, 1, kUnlimited, threads);
-    return s;
-  }
-  const bool half = g.dtype == Dtype::bf16 || g.dtype == Dtype::f16;
-  const int64_t n_tile = table->n_tile[g.dtype == Dtype::f64];
-  if (g.m <= kFewRows && g.pass != Pass::weight_grad) {
+    s.grid = split(g, 1, 1, kUnlimited, threads);
+  } else if (g.pass == Pass::weight_grad) {
+    schedule_weight_grad(s, g, *table, threads);
+  } else if (g.m <= kFewRows) {
     s.kernel = g.pass == Pass::forward ? Kernel::row_dot : Kernel::streamed;
     s.task = table->few_rows[g.pass != Pass::forward][(int)g.dtype][!has_bits];
-    split(s, g, kFewRows, 64, kUnlimited, threads);  // 64 columns: threads do not share cache lines of C
+    s.grid = split(g, kFewRows, 64, kUnlimited, threads);  // 64 columns: threads do not share cache lines of C
     s.scratch_bytes = s.kernel == Kernel::streamed ? kStreamSums * sizeof(double) : 0;
-    return s;
+  } else {
+    schedule_accumulate(s, g, *table, threads);
   }
-  s.kernel = Kernel::packed;
-  s.task = table->packed[(int)g.pass][(int)g.dtype][!has_bits];
-  const int64_t element = dtype_size(g.dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32);
-  const int64_t pad = 64 / element;  // at least one vector
-  int64_t scratch = (table->m_block + n_tile) * (table->k_block + pad);
-  if (half) scratch += table->m_block * kHalfColumns;
-  // weight_grad splits rows first: there the operand that rows own is the one packed with a transposition.
-  split(s, g, table->m_tile, n_tile, half ? kHalfColumns : kColumns, threads, g.pass == Pass::weight_grad);
-  s.scratch_bytes = (size_t)(scratch * element);
   return s;
 }
 
-void run_task(const MaskedGemm& g, const Schedule& s, int64_t index, void* scratch) {
-  const int64_t m0 = index % s.m_tasks * s.m_step, n0 = index / s.m_tasks * s.n_step;
-  s.task(g, {m0, std::min(m0 + s.m_step, g.m), n0, std::min(n0 + s.n_step, g.n)}, scratch);
+void run_task(const MaskedGemm& g, const Schedule& s, int phase, int64_t index, void* shared, void* scratch) {
+  const Grid& grid = phase == 0 ? s.first : s.grid;
+  // The first phase covers the operand that is laid out: batch x columns.
+  const bool grad = g.pass == Pass::weight_grad;
+  const int64_t m = phase == 1 ? g.m : grad ? g.k : g.m, n = phase == 1 ? g.n : grad ? g.n : g.k;
+  const int64_t m0 = index % grid.m_tasks * grid.m_step, n0 = index / grid.m_tasks * grid.n_step;
+  const Part part{m0, std::min(m0 + grid.m_step, m), n0, std::min(n0 + grid.n_step, n), s.panel, shared, scratch};
+  (phase == 0 ? s.first_task : s.task)(g, part);
 }
 
 }  // namespace maskfuse

@@ -9,7 +9,8 @@
 //
 // Every matrix is row-major with unit column stride and its own leading dimension, in elements.
 // A problem is cut into independent tasks: no two tasks write the same element and no sum is split
-// across tasks, so the result does not depend on how many threads run them.
+// across tasks, so the result does not depend on how many threads run them. Some kernels need one operand laid out
+// anew first: that is a phase of its own, whose tasks must all be done before the others begin.
 #pragma once
 
 #include <stddef.h>
@@ -17,6 +18,7 @@
 
 #include "dtype.h"
 #include "isa.h"
+#include "masked_linear_plan.h"
 
 namespace maskfuse {
 
@@ -37,58 +39,81 @@ struct MaskedGemm {
   // Real-valued mask of the problem's dtype; read only where bits is null.
   const void* factor;
   int64_t factor_ld;
+  // Index of the bits, or null: of the mask for forward and weight_grad, of its transpose for input_grad.
+  const Plan* plan;
   const void* bias;  // [n] or null; forward only
   void* c;
   int64_t c_ld;
 };
 
-// Half-open ranges of the result that one task computes.
-struct Block {
-  int64_t m0, m1, n0, n1;
-};
-
 enum class Kernel : int32_t {
-  naive,     // three loops, one element of the result at a time: portable, and the one to read first
-  row_dot,   // forward, few rows of A: dot products over rows of B, read once, nothing packed
-  streamed,  // input_grad, few rows of A: B read in place in long rows, sums kept in cache
-  packed,    // blocked product; the mask is applied while a panel of B is packed
+  naive,       // three loops, one element of the result at a time: portable, and the one to read first
+  row_dot,     // forward, few rows of A: dot products over rows of B, read once, in place
+  streamed,    // input_grad, few rows of A: B read in place in long rows, sums kept in cache
+  accumulate,  // forward, input_grad: lists of active weights times lines of the batch; without a plan, all weights
+  sampled,     // weight_grad: one product over the batch an active weight
+  tiled,       // weight_grad: register tiles, those that the mask leaves empty skipped
 };
 
-using Task = void (*)(const MaskedGemm&, const Block&, void* scratch);
+// What one call of a kernel computes: half-open ranges of the result, and where it may work.
+struct Part {
+  int64_t m0, m1, n0, n1;
+  int64_t panel;  // rows of the index that are handled together, where there is no plan to say it
+  void* shared;   // one a call, filled in the first phase
+  void* scratch;  // one a thread
+};
 
-// Rows of A up to which B is read in place instead of being packed.
+using Task = void (*)(const MaskedGemm&, const Part&);
+
+// Rows of A up to which B is read in place.
 inline constexpr int64_t kFewRows = 8;
 
 // Elements of scratch that a streamed task keeps its sums in: 16 KiB of floats, half a first-level cache.
 inline constexpr int64_t kStreamSums = 4096;
 
+// Bytes of batch in a line of a whole block: see masked_linear_lanes.h.
+inline constexpr int64_t kBlockBytes = 256;
+
+// Without a plan: columns a tile, 32 KiB of lines, and rows a panel at most.
+inline constexpr int64_t kDenseChunk = 128, kDensePanel = 128;
+
+// tiled: rows a task at most, and rows of the batch at a time.
+inline constexpr int64_t kTiledRows = 512, kTiledChunk = 128;
+
 // What one instruction set offers. Indices: [pass][dtype][0 bits, 1 factor].
 struct MaskedLinearKernels {
-  Task few_rows[2][4][2];  // row_dot, streamed
-  Task packed[3][4][2];
-  int32_t m_tile;     // rows of C held in registers
-  int32_t n_tile[2];  // columns of C held in registers: float, double
-  int32_t m_block;    // rows of A packed at once: sized for the second-level cache
-  int32_t k_block;    // length of a packed panel
+  Task few_rows[2][4][2];    // row_dot, streamed
+  Task lanes[4];             // first phase of accumulate and sampled
+  Task accumulate[2][4][2];  // forward, input_grad
+  Task sampled[4];
+  Task tiled[4][2];
+  int32_t vector_bytes;
+};
+
+// How a range of the result, or of the operand to be laid out, is cut: task t has rows t % m_tasks, columns t /
+// m_tasks.
+struct Grid {
+  int64_t m_step, n_step, m_tasks, n_tasks;
+  int64_t tasks() const { return m_tasks * n_tasks; }
 };
 
 struct Schedule {
   Kernel kernel;
   Isa isa;
-  Task task;
-  int64_t m_step, n_step;    // size of a task's block
-  int64_t m_tasks, n_tasks;  // task t covers row block t % m_tasks, column block t / m_tasks
-  size_t scratch_bytes;      // for each thread, 64-byte aligned
-  int64_t tasks() const { return m_tasks * n_tasks; }
+  Task first_task, task;
+  Grid first, grid;  // of the two phases; the first one may have no tasks
+  int64_t panel;
+  size_t shared_bytes, scratch_bytes;  // 64-byte aligned
 };
 
 const char* kernel_name(Kernel kernel);
 
-// Chooses the kernel and cuts the problem for `threads` threads. Reads no data.
+// Chooses the kernel and cuts the problem for `threads` threads. Reads no data but the plan's header.
 Schedule schedule(const MaskedGemm& problem, Isa isa, int threads);
 
-// Runs task `index` of `schedule.tasks()`. Tasks may run in any order and at the same time.
-void run_task(const MaskedGemm& problem, const Schedule& schedule, int64_t index, void* scratch);
+// Runs task `index` of a phase, 0 or 1. The tasks of a phase may run in any order and at the same time.
+void run_task(const MaskedGemm& problem, const Schedule& schedule, int phase, int64_t index, void* shared,
+              void* scratch);
 
 const MaskedLinearKernels* masked_linear_kernels_avx2();
 const MaskedLinearKernels* masked_linear_kernels_avx512();

@@ -1,11 +1,12 @@
-// masked_linear in AVX2: 6 x 2 accumulators, 2 vectors of B, 1 broadcast of the 16 registers.
-#include "masked_linear_table.h"
+// masked_linear in AVX2.
 #include "vec_avx2.h"
+//
+#include "masked_linear_table.h"
 
 namespace maskfuse {
 
 const MaskedLinearKernels* masked_linear_kernels_avx2() {
-  static const MaskedLinearKernels table = make_table<Tiling<F32x8, 6, 2, 256, 192>, Tiling<F64x4, 6, 2, 256, 192>>();
+  static const MaskedLinearKernels table = make_table<F32x8, F64x4>();
   return &table;
 }
 

@@ -2,7 +2,7 @@
 // in place, and the mask is applied in the load. Included by masked_linear_{avx2,avx512}.cpp only.
 #pragma once
 
-#include "masked_linear_pack.h"
+#include "masked_linear_weight.h"
 
 namespace maskfuse {
 namespace {
@@ -69,14 +69,14 @@ static inline void dot_rows_of_a(const MaskedGemm& g, int64_t m, int64_t n0, int
 }
 
 template <class V, MaskKind kMask, class T>
-static void row_dot_task(const MaskedGemm& g, const Block& block, void*) {
+static void row_dot_task(const MaskedGemm& g, const Part& part) {
   constexpr int kMost = V::W * sizeof(typename V::S) == 64 ? 8 : 4;
-  int64_t m = block.m0;
-  for (; m + kMost <= block.m1; m += kMost) dot_rows_of_a<V, kMask, T, kMost>(g, m, block.n0, block.n1);
+  int64_t m = part.m0;
+  for (; m + kMost <= part.m1; m += kMost) dot_rows_of_a<V, kMask, T, kMost>(g, m, part.n0, part.n1);
   if constexpr (kMost == 8)
-    for (; m + 4 <= block.m1; m += 4) dot_rows_of_a<V, kMask, T, 4>(g, m, block.n0, block.n1);
-  for (; m + 2 <= block.m1; m += 2) dot_rows_of_a<V, kMask, T, 2>(g, m, block.n0, block.n1);
-  for (; m < block.m1; ++m) dot_rows_of_a<V, kMask, T, 1>(g, m, block.n0, block.n1);
+    for (; m + 4 <= part.m1; m += 4) dot_rows_of_a<V, kMask, T, 4>(g, m, part.n0, part.n1);
+  for (; m + 2 <= part.m1; m += 2) dot_rows_of_a<V, kMask, T, 2>(g, m, part.n0, part.n1);
+  for (; m < part.m1; ++m) dot_rows_of_a<V, kMask, T, 1>(g, m, part.n0, part.n1);
 }
 
 // input_grad: sums of MB rows of C over a stretch of columns stay in the first-level cache while rows of B
@@ -133,13 +133,13 @@ static inline void stream_rows_of_a(const MaskedGemm& g, int64_t m, int64_t n0, 
 }
 
 template <class V, MaskKind kMask, class T>
-static void streamed_task(const MaskedGemm& g, const Block& block, void* scratch) {
-  auto* const sums = (typename V::S*)scratch;
-  int64_t m = block.m0;
-  for (; m + 8 <= block.m1; m += 8) stream_rows_of_a<V, kMask, T, 8>(g, m, block.n0, block.n1, sums);
-  for (; m + 4 <= block.m1; m += 4) stream_rows_of_a<V, kMask, T, 4>(g, m, block.n0, block.n1, sums);
-  for (; m + 2 <= block.m1; m += 2) stream_rows_of_a<V, kMask, T, 2>(g, m, block.n0, block.n1, sums);
-  for (; m < block.m1; ++m) stream_rows_of_a<V, kMask, T, 1>(g, m, block.n0, block.n1, sums);
+static void streamed_task(const MaskedGemm& g, const Part& part) {
+  auto* const sums = (typename V::S*)part.scratch;
+  int64_t m = part.m0;
+  for (; m + 8 <= part.m1; m += 8) stream_rows_of_a<V, kMask, T, 8>(g, m, part.n0, part.n1, sums);
+  for (; m + 4 <= part.m1; m += 4) stream_rows_of_a<V, kMask, T, 4>(g, m, part.n0, part.n1, sums);
+  for (; m + 2 <= part.m1; m += 2) stream_rows_of_a<V, kMask, T, 2>(g, m, part.n0, part.n1, sums);
+  for (; m < part.m1; ++m) stream_rows_of_a<V, kMask, T, 1>(g, m, part.n0, part.n1, sums);
 }
 
 }  // namespace

@@ -68,7 +68,7 @@ bool active(const MaskedGemm& g, int64_t row, int64_t column) {
 }
 
 template <class T, bool kBits>
-void naive_task(const MaskedGemm& g, const Block& block, void*) {
+void naive_task(const MaskedGemm& g, const Part& part) {
   using S = typename Accumulator<T>::type;
   const T* a = (const T*)g.a;
   const T* b = (const T*)g.b;
@@ -82,8 +82,8 @@ void naive_task(const MaskedGemm& g, const Block& block, void*) {
     if (kBits) return active(g, row, column) ? value : S(0);
     return value * S(load(factor + row * g.factor_ld + column));
   };
-  for (int64_t m = block.m0; m < block.m1; ++m) {
-    for (int64_t n = block.n0; n < block.n1; ++n) {
+  for (int64_t m = part.m0; m < part.m1; ++m) {
+    for (int64_t n = part.n0; n < part.n1; ++n) {
       S sum = 0;
       if (!grad || !kBits || active(g, m, n))
         for (int64_t k = 0; k < g.k; ++k) sum += S(load(grad ? a + k * g.a_ld + m : a + m * g.a_ld + k)) * weight(n, k);

@@ -15,6 +15,7 @@ struct F32x8 {
   using Reg = __m256;
   static constexpr int W = 8;
   static constexpr uint32_t kAll = 0xff;
+  static constexpr int kRegisters = 16;
 
   static Reg zero() { return _mm256_setzero_ps(); }
   static Reg set1(S x) { return _mm256_set1_ps(x); }
@@ -84,6 +85,29 @@ struct F32x8 {
     }
   }
 
+  static void interleave4(Reg* r) {
+    const Reg a = _mm256_unpacklo_ps(r[0], r[1]), b = _mm256_unpackhi_ps(r[0], r[1]);
+    const Reg c = _mm256_unpacklo_ps(r[2], r[3]), d = _mm256_unpackhi_ps(r[2], r[3]);
+    const Reg e = _mm256_shuffle_ps(a, c, 0x44), f = _mm256_shuffle_ps(a, c, 0xee);  // columns 0 4, 1 5
+    const Reg g = _mm256_shuffle_ps(b, d, 0x44), h = _mm256_shuffle_ps(b, d, 0xee);  // columns 2 6, 3 7
+    r[0] = _mm256_permute2f128_ps(e, f, 0x20);
+    r[1] = _mm256_permute2f128_ps(g, h, 0x20);
+    r[2] = _mm256_permute2f128_ps(e, f, 0x31);
+    r[3] = _mm256_permute2f128_ps(g, h, 0x31);
+  }
+
+  static void transpose_fours(Reg* r) {
+    const Reg low = _mm256_permute2f128_ps(r[0], r[1], 0x20);
+    r[1] = _mm256_permute2f128_ps(r[0], r[1], 0x31);
+    r[0] = low;
+  }
+
+  static constexpr int kGroup = 4;
+  static Reg join(const Reg* r) { return _mm256_hadd_ps(_mm256_hadd_ps(r[0], r[1]), _mm256_hadd_ps(r[2], r[3])); }
+  static Reg sums(const Reg* r) {
+    return add(_mm256_permute2f128_ps(r[0], r[1], 0x20), _mm256_permute2f128_ps(r[0], r[1], 0x31));
+  }
+
  private:
   static uint32_t lanes(int n) { return n >= W ? kAll : (1u << n) - 1; }
   static __m256i expand(uint32_t bits) {
@@ -112,6 +136,7 @@ struct F64x4 {
   using Reg = __m256d;
   static constexpr int W = 4;
   static constexpr uint32_t kAll = 0xf;
+  static constexpr int kRegisters = 16;
 
   static Reg zero() { return _mm256_setzero_pd(); }
   static Reg set1(S x) { return _mm256_set1_pd(x); }
@@ -145,6 +170,16 @@ struct F64x4 {
     r[1] = _mm256_permute2f128_pd(b, d, 0x20);
     r[2] = _mm256_permute2f128_pd(a, c, 0x31);
     r[3] = _mm256_permute2f128_pd(b, d, 0x31);
+  }
+
+  static void interleave4(Reg* r) { transpose(r); }
+
+  static void transpose_fours(Reg*) {}
+
+  static constexpr int kGroup = 2;
+  static Reg join(const Reg* r) { return _mm256_hadd_pd(r[0], r[1]); }
+  static Reg sums(const Reg* r) {
+    return add(_mm256_permute2f128_pd(r[0], r[1], 0x20), _mm256_permute2f128_pd(r[0], r[1], 0x31));
   }
 
  private:

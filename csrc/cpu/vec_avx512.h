@@ -17,6 +17,7 @@ struct F32x16 {
   using Reg = __m512;
   static constexpr int W = 16;
   static constexpr uint32_t kAll = 0xffff;
+  static constexpr int kRegisters = 32;
 
   static Reg zero() { return _mm512_setzero_ps(); }
   static Reg set1(S x) { return _mm512_set1_ps(x); }
@@ -84,6 +85,47 @@ struct F32x16 {
     for (int i = 0; i < 16; ++i) r[i] = t[i];
   }
 
+  // Four rows to one sequence in which their columns alternate.
+  static void interleave4(Reg* r) {
+    const Reg a = _mm512_unpacklo_ps(r[0], r[1]), b = _mm512_unpackhi_ps(r[0], r[1]);
+    const Reg c = _mm512_unpacklo_ps(r[2], r[3]), d = _mm512_unpackhi_ps(r[2], r[3]);
+    // Four columns each in their 128-bit lanes: 0 4 8 12, 1 5 9 13, ...
+    Reg t[4] = {_mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(c))),
+                _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(c))),
+                _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(b), _mm512_castps_pd(d))),
+                _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(b), _mm512_castps_pd(d)))};
+    const Reg e = _mm512_shuffle_f32x4(t[0], t[1], 0x88), f = _mm512_shuffle_f32x4(t[0], t[1], 0xdd);
+    const Reg g = _mm512_shuffle_f32x4(t[2], t[3], 0x88), h = _mm512_shuffle_f32x4(t[2], t[3], 0xdd);
+    r[0] = _mm512_shuffle_f32x4(e, g, 0x88);
+    r[1] = _mm512_shuffle_f32x4(f, h, 0x88);
+    r[2] = _mm512_shuffle_f32x4(e, g, 0xdd);
+    r[3] = _mm512_shuffle_f32x4(f, h, 0xdd);
+  }
+
+  // W / 4 vectors of W / 4 fours each, as a matrix of fours.
+  static void transpose_fours(Reg* r) {
+    const Reg a = _mm512_shuffle_f32x4(r[0], r[1], 0x44), b = _mm512_shuffle_f32x4(r[0], r[1], 0xee);
+    const Reg c = _mm512_shuffle_f32x4(r[2], r[3], 0x44), d = _mm512_shuffle_f32x4(r[2], r[3], 0xee);
+    r[0] = _mm512_shuffle_f32x4(a, c, 0x88);
+    r[1] = _mm512_shuffle_f32x4(a, c, 0xdd);
+    r[2] = _mm512_shuffle_f32x4(b, d, 0x88);
+    r[3] = _mm512_shuffle_f32x4(b, d, 0xdd);
+  }
+
+  // Sums of vectors, in two steps: kGroup vectors become one, in whose 128-bit lanes their partial sums alternate;
+  // W / kGroup of those become one vector of sums.
+  static constexpr int kGroup = 4;
+  static Reg join(const Reg* r) {
+    const __m512d a = _mm512_castps_pd(add(_mm512_unpacklo_ps(r[0], r[1]), _mm512_unpackhi_ps(r[0], r[1])));
+    const __m512d b = _mm512_castps_pd(add(_mm512_unpacklo_ps(r[2], r[3]), _mm512_unpackhi_ps(r[2], r[3])));
+    return add(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+  }
+  static Reg sums(const Reg* r) {
+    const Reg a = add(_mm512_shuffle_f32x4(r[0], r[1], 0x88), _mm512_shuffle_f32x4(r[0], r[1], 0xdd));
+    const Reg b = add(_mm512_shuffle_f32x4(r[2], r[3], 0x88), _mm512_shuffle_f32x4(r[2], r[3], 0xdd));
+    return add(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+  }
+
  private:
   static uint32_t lanes(int n) { return n >= W ? kAll : (1u << n) - 1; }
 };
@@ -93,6 +135,7 @@ struct F64x8 {
   using Reg = __m512d;
   static constexpr int W = 8;
   static constexpr uint32_t kAll = 0xff;
+  static constexpr int kRegisters = 32;
 
   static Reg zero() { return _mm512_setzero_pd(); }
   static Reg set1(S x) { return _mm512_set1_pd(x); }
@@ -126,6 +169,31 @@ struct F64x8 {
       r[i + 2] = _mm512_shuffle_f64x2(b, d, 0x88);
       r[i + 6] = _mm512_shuffle_f64x2(b, d, 0xdd);
     }
+  }
+
+  static void interleave4(Reg* r) {
+    const Reg a = _mm512_unpacklo_pd(r[0], r[1]), b = _mm512_unpackhi_pd(r[0], r[1]);
+    const Reg c = _mm512_unpacklo_pd(r[2], r[3]), d = _mm512_unpackhi_pd(r[2], r[3]);
+    const Reg e = _mm512_shuffle_f64x2(a, c, 0x88), f = _mm512_shuffle_f64x2(a, c, 0xdd);
+    const Reg g = _mm512_shuffle_f64x2(b, d, 0x88), h = _mm512_shuffle_f64x2(b, d, 0xdd);
+    // e: columns 0 4 of rows 0 1, then of rows 2 3; g: columns 1 5; f: 2 6; h: 3 7.
+    const Reg eg0 = _mm512_shuffle_f64x2(e, g, 0x88), eg1 = _mm512_shuffle_f64x2(e, g, 0xdd);
+    const Reg fh0 = _mm512_shuffle_f64x2(f, h, 0x88), fh1 = _mm512_shuffle_f64x2(f, h, 0xdd);
+    r[0] = eg0, r[1] = fh0, r[2] = eg1, r[3] = fh1;
+  }
+
+  static void transpose_fours(Reg* r) {
+    const Reg low = _mm512_shuffle_f64x2(r[0], r[1], 0x44);
+    r[1] = _mm512_shuffle_f64x2(r[0], r[1], 0xee);
+    r[0] = low;
+  }
+
+  static constexpr int kGroup = 2;
+  static Reg join(const Reg* r) { return add(_mm512_unpacklo_pd(r[0], r[1]), _mm512_unpackhi_pd(r[0], r[1])); }
+  static Reg sums(const Reg* r) {
+    const Reg a = add(_mm512_shuffle_f64x2(r[0], r[1], 0x88), _mm512_shuffle_f64x2(r[0], r[1], 0xdd));
+    const Reg b = add(_mm512_shuffle_f64x2(r[2], r[3], 0x88), _mm512_shuffle_f64x2(r[2], r[3], 0xdd));
+    return add(_mm512_shuffle_f64x2(a, b, 0x88), _mm512_shuffle_f64x2(a, b, 0xdd));
   }
 
  private:

@@ -4,7 +4,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <atomic>
 #include <cstdlib>
+#include <memory>
 #include <optional>
 #include <thread>
 #include <vector>
@@ -30,15 +32,35 @@ Isa parse_isa(const std::string& name) {
 void run(const MaskedGemm& g, Isa isa, int threads) {
   if (g.m == 0 || g.n == 0) return;
   const Schedule s = schedule(g, isa, threads);
-  const auto work = [&](int t) {
-    void* scratch = std::aligned_alloc(64, (s.scratch_bytes + 127) / 64 * 64);
-    for (int64_t i = s.tasks() * t / threads; i < s.tasks() * (t + 1) / threads; ++i) run_task(g, s, i, scratch);
-    std::free(scratch);
-  };
-  std::vector<std::thread> pool;
-  for (int t = 1; t < threads; ++t) pool.emplace_back(work, t);
-  work(0);
-  for (auto& thread : pool) thread.join();
+  std::unique_ptr<void, decltype(&std::free)> shared(std::aligned_alloc(64, (s.shared_bytes + 127) / 64 * 64),
+                                                     std::free);
+  for (int phase = 0; phase < 2; ++phase) {
+    const int64_t tasks = phase == 0 ? s.first.tasks() : s.grid.tasks();
+    std::atomic<int64_t> next{0};
+    const auto work = [&] {
+      void* scratch = std::aligned_alloc(64, (s.scratch_bytes + 127) / 64 * 64);
+      for (int64_t i; (i = next++) < tasks;) run_task(g, s, phase, i, shared.get(), scratch);
+      std::free(scratch);
+    };
+    std::vector<std::thread> pool;
+    for (int t = 1; t < threads; ++t) pool.emplace_back(work);
+    work();
+    for (auto& thread : pool) thread.join();
+  }
+}
+
+// The index of bits [rows, words(columns)], as bytes.
+py::array_t<uint8_t> mask_plan(py::array_t<uint32_t, py::array::c_style> bits, int64_t columns) {
+  if (bits.ndim() != 2 || bits.shape(1) != mask_words(columns))
+    throw py::value_error("bits must have shape [rows, ceil(columns / 32)]");
+  int64_t active = 0;
+  for (int64_t i = 0; i < bits.size(); ++i) active += __builtin_popcount(bits.data()[i]);
+  PlanBuilder builder(bits.data(), bits.shape(0), columns, active, first_level_cache());
+  for (int64_t p = 0; p < builder.panels(); ++p) builder.build(p);
+  py::array_t<uint8_t> plan(builder.layout());
+  builder.write_header(plan.mutable_data());
+  for (int64_t p = 0; p < builder.panels(); ++p) builder.write(p, plan.mutable_data());
+  return plan;
 }
 
 template <class T>
@@ -46,7 +68,8 @@ using Array = py::array_t<T, py::array::c_style>;
 
 template <class T>
 Array<T> masked_gemm(const std::string& pass, Array<T> a, Array<T> b, std::optional<Array<uint32_t>> bits,
-                     std::optional<Array<T>> factor, const std::string& isa, int threads) {
+                     std::optional<Array<T>> factor, std::optional<Array<uint8_t>> plan, const std::string& isa,
+                     int threads) {
   if (a.ndim() != 2 || b.ndim() != 2) throw py::value_error("a and b must be matrices");
   if (bits.has_value() == factor.has_value()) throw py::value_error("give either bits or factor");
   if (threads < 1) throw py::value_error("threads must be positive");
@@ -72,6 +95,14 @@ Array<T> masked_gemm(const std::string& pass, Array<T> a, Array<T> b, std::optio
       throw py::value_error("factor must have the shape of the masked matrix");
     g.factor = factor->data(), g.factor_ld = columns;
   }
+  Plan opened;
+  if (plan) {
+    const bool transposed = g.pass == Pass::input_grad;
+    if (!bits ||
+        !plan_open(plan->data(), plan->size(), transposed ? columns : rows, transposed ? rows : columns, &opened))
+      throw py::value_error("plan is not the plan of bits (for input_grad: of their transpose)");
+    g.plan = &opened;
+  }
   Array<T> c({g.m, g.n});
   g.a = a.data(), g.a_ld = a.shape(1), g.b = b.data(), g.b_ld = b.shape(1);
   g.c = c.mutable_data(), g.c_ld = g.n;
@@ -87,10 +118,12 @@ PYBIND11_MODULE(maskfuse_raw, m) {
   m.doc() = "Raw kernels of maskfuse on NumPy arrays.";
   const auto isa = py::arg("isa");
   m.def("masked_gemm", masked_gemm<float>, py::arg("which"), py::arg("a").noconvert(), py::arg("b").noconvert(),
-        py::arg("bits") = py::none(), py::arg("factor") = py::none(), isa, py::arg("threads") = 1,
-        "One pass of a masked linear layer; see csrc/cpu/masked_linear.h.");
+        py::arg("bits") = py::none(), py::arg("factor") = py::none(), py::arg("plan") = py::none(), isa,
+        py::arg("threads") = 1, "One pass of a masked linear layer; see csrc/cpu/masked_linear.h.");
   m.def("masked_gemm", masked_gemm<double>, py::arg("which"), py::arg("a").noconvert(), py::arg("b").noconvert(),
-        py::arg("bits") = py::none(), py::arg("factor") = py::none(), isa, py::arg("threads") = 1);
+        py::arg("bits") = py::none(), py::arg("factor") = py::none(), py::arg("plan") = py::none(), isa,
+        py::arg("threads") = 1);
+  m.def("mask_plan", mask_plan, py::arg("bits"), py::arg("columns"), "The index of a mask, as masked_gemm takes it.");
   m.def(
       "levels",
       [] {

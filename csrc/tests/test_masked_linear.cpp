@@ -4,6 +4,8 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <memory>
+#include <new>
 #include <thread>
 
 #include "harness.h"
@@ -77,25 +79,78 @@ double read(Dtype dtype, const unsigned char* from) {
 }
 
 void run(const MaskedGemm& problem, Isa isa, int threads) {
+  if (problem.m == 0 || problem.n == 0) return;
   const Schedule s = schedule(problem, isa, threads);
-  const auto work = [&](int64_t begin, int64_t end) {
-    void* scratch = std::aligned_alloc(64, (s.scratch_bytes + 127) / 64 * 64);
-    for (int64_t task = begin; task < end; ++task) run_task(problem, s, task, scratch);
-    std::free(scratch);
+  // Exactly the bytes asked for, so that a sanitizer sees an access past their end.
+  struct Aligned {
+    void operator()(char* p) const { ::operator delete[](p, std::align_val_t(64)); }
   };
-  std::vector<std::thread> pool;
-  for (int t = 0; t < threads; ++t) pool.emplace_back(work, s.tasks() * t / threads, s.tasks() * (t + 1) / threads);
-  for (auto& thread : pool) thread.join();
+  const auto buffer = [](size_t bytes) {
+    return std::unique_ptr<char, Aligned>((char*)::operator new[](bytes, std::align_val_t(64)));
+  };
+  const auto shared = buffer(s.shared_bytes);
+  for (int phase = 0; phase < 2; ++phase) {
+    const int64_t tasks = phase == 0 ? s.first.tasks() : s.grid.tasks();
+    const auto work = [&](int64_t begin, int64_t end) {
+      const auto scratch = buffer(s.scratch_bytes);
+      for (int64_t task = begin; task < end; ++task) run_task(problem, s, phase, task, shared.get(), scratch.get());
+    };
+    std::vector<std::thread> pool;
+    for (int t = 0; t < threads; ++t) pool.emplace_back(work, tasks * t / threads, tasks * (t + 1) / threads);
+    for (auto& thread : pool) thread.join();
+  }
 }
 
-void one_problem(Pass pass, Dtype dtype, bool has_bits, int64_t m, int64_t n, int64_t k, double density) {
+// A plan in exactly its bytes.
+std::vector<unsigned char> plan_of(const std::vector<uint32_t>& bits, int64_t rows, int64_t columns, int64_t cache) {
+  int64_t active = 0;
+  for (uint32_t word : bits) active += __builtin_popcount(word);
+  PlanBuilder builder(bits.data(), rows, columns, active, cache);
+  for (int64_t p = 0; p < builder.panels(); ++p) builder.build(p);
+  std::vector<unsigned char> plan((size_t)builder.layout());
+  builder.write_header(plan.data());
+  for (int64_t p = 0; p < builder.panels(); ++p) builder.write(p, plan.data());
+  return plan;
+}
+
+// What masks look like: rows of one density, some of them dead or full, rows of one pattern, blocks of 4 x 8.
+enum class Look { random, uneven, channels, blocks, one_a_row };
+
+std::vector<uint32_t> mask_bits(Look look, int64_t rows, int64_t columns, double density) {
+  std::vector<uint32_t> bits = random_bits(rows, columns, density);
+  const int64_t words = mask_words(columns);
+  if (look == Look::random || rows == 0 || columns == 0) return bits;
+  const std::vector<uint32_t> full = random_bits(1, columns, 1);
+  for (int64_t r = 0; r < rows; ++r) {
+    uint32_t* const row = bits.data() + r * words;
+    if (look == Look::uneven && r % 3 != 1) std::memset(row, 0, words * 4);
+    if (look == Look::uneven && r % 7 == 0) std::memcpy(row, full.data(), words * 4);
+    if (look == Look::channels && r > 0) std::memcpy(row, bits.data(), words * 4);
+    if (look == Look::channels && r % 2 == 1) std::memset(row, 0, words * 4);
+    if (look == Look::blocks) {
+      if (r % 4 > 0)
+        std::memcpy(row, row - words, words * 4);
+      else
+        for (int64_t w = 0; w < words; ++w) row[w] = (row[w] & 0x01010101) * 255 & full[w];
+    }
+    if (look == Look::one_a_row) {
+      std::memset(row, 0, words * 4);
+      const int64_t c = random_int(0, columns - 1);
+      row[c / 32] = 1u << (c % 32);
+    }
+  }
+  return bits;
+}
+
+void one_problem(Pass pass, Dtype dtype, bool has_bits, int64_t m, int64_t n, int64_t k, double density,
+                 Look look = Look::random) {
   const bool forward = pass == Pass::forward, grad = pass == Pass::weight_grad;
   Matrix a(dtype, grad ? k : m, grad ? m : k, random_int(0, 3));
   Matrix b(dtype, forward ? n : k, forward ? k : n, random_int(0, 3));
   const int64_t mask_rows = grad ? m : b.rows, mask_columns = b.columns;
   Matrix factor(dtype, mask_rows, mask_columns, random_int(0, 3));
   Matrix bias(dtype, 1, n);
-  std::vector<uint32_t> bits = random_bits(mask_rows, mask_columns, density);
+  std::vector<uint32_t> bits = mask_bits(look, mask_rows, mask_columns, density);
   // Bits past the last column must be zero; kernels stay inside the matrix even when they are not.
   if (has_bits && mask_columns % 32 != 0 && random_int(0, 3) == 0)
     for (int64_t r = 0; r < mask_rows; ++r) bits[(r + 1) * mask_words(mask_columns) - 1] |= ~0u << (mask_columns % 32);
@@ -135,29 +190,51 @@ void one_problem(Pass pass, Dtype dtype, bool has_bits, int64_t m, int64_t n, in
   }
 
   const double epsilon = dtype == Dtype::f64 ? 1e-13 : dtype == Dtype::f32 ? 1e-5 : dtype == Dtype::f16 ? 1e-3 : 8e-3;
-  for (Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512}) {
-    if (!isa_available(isa)) continue;
-    std::vector<unsigned char> first;
-    for (int threads : {1, 3}) {
-      Matrix c(dtype, m, n);
-      g.c = c.bytes.data(), g.c_ld = c.ld;
-      run(g, isa, threads);
-      for (int64_t i = 0; i < m; ++i) {
-        for (int64_t j = 0; j < n; ++j) {
-          const double got = read(dtype, c.bytes.data() + (i * n + j) * dtype_size(dtype)), want = expected[i * n + j];
-          CHECK(std::abs(got - want) <= epsilon * (std::abs(want) + 1 + std::sqrt((double)k)),
-                "%s pass %d dtype %d bits %d, %ld x %ld x %ld, density %g, threads %d: [%ld, %ld] is %g, not %g",
-                isa_name(isa), (int)pass, (int)dtype, has_bits, (long)m, (long)n, (long)k, density, threads, (long)i,
-                (long)j, got, want);
-          if (grad && has_bits && !active(i, j)) CHECK(got == 0 && !std::signbit(got), "masked gradient is %g", got);
-        }
-      }
-      if (threads == 1)
-        first = c.bytes;
-      else
-        CHECK(first == c.bytes, "%s: the result depends on the number of threads", isa_name(isa));
+  // With and without a plan, and with plans for caches of several sizes.
+  std::vector<std::vector<unsigned char>> plans(1);
+  if (has_bits) {
+    std::vector<uint32_t> indexed = bits;
+    int64_t rows = mask_rows, columns = mask_columns;
+    if (pass == Pass::input_grad) {
+      indexed.assign((size_t)(columns * mask_words(rows)), 0);
+      mask_transpose(bits.data(), rows, columns, indexed.data(), 0, columns);
+      std::swap(rows, columns);
     }
+    for (int64_t cache : {int64_t{8} << 10, int64_t{48} << 10}) plans.push_back(plan_of(indexed, rows, columns, cache));
   }
+  for (const auto& bytes : plans)
+    for (Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512}) {
+      if (!isa_available(isa)) continue;
+      Plan plan;
+      g.plan = nullptr;
+      if (!bytes.empty()) {
+        const int64_t rows = pass == Pass::input_grad ? mask_columns : mask_rows;
+        const int64_t columns = pass == Pass::input_grad ? mask_rows : mask_columns;
+        CHECK(plan_open(bytes.data(), (int64_t)bytes.size(), rows, columns, &plan), "the plan does not open");
+        g.plan = &plan;
+      }
+      std::vector<unsigned char> first;
+      for (int threads : {1, 3}) {
+        Matrix c(dtype, m, n);
+        g.c = c.bytes.data(), g.c_ld = c.ld;
+        run(g, isa, threads);
+        for (int64_t i = 0; i < m; ++i) {
+          for (int64_t j = 0; j < n; ++j) {
+            const double got = read(dtype, c.bytes.data() + (i * n + j) * dtype_size(dtype)),
+                         want = expected[i * n + j];
+            CHECK(std::abs(got - want) <= epsilon * (std::abs(want) + 1 + std::sqrt((double)k)),
+                  "%s pass %d dtype %d bits %d, %ld x %ld x %ld, density %g, threads %d: [%ld, %ld] is %g, not %g",
+                  isa_name(isa), (int)pass, (int)dtype, has_bits, (long)m, (long)n, (long)k, density, threads, (long)i,
+                  (long)j, got, want);
+            if (grad && has_bits && !active(i, j)) CHECK(got == 0 && !std::signbit(got), "masked gradient is %g", got);
+          }
+        }
+        if (threads == 1)
+          first = c.bytes;
+        else
+          CHECK(first == c.bytes, "%s: the result depends on the number of threads", isa_name(isa));
+      }
+    }
 }
 
 }  // namespace
@@ -176,7 +253,14 @@ int main() {
         run_one(20, 40, 600, 0.002);  // several k blocks, most of them empty
         run_one(3, 300, 290, 0.5);    // few rows, columns beyond one tile
         run_one(560, 33, 40, 0.5);    // several row blocks
-        run_one(17, 600, 20, 0.5);    // half types: several column blocks
+        run_one(17, 600, 20, 0.5);    // several panels
+        run_one(150, 70, 300, 0.2);   // several blocks of the batch, the last one short
+        run_one(300, 70, 260, 0.1);   // the same for weight_grad: blocks in pairs
+        if (has_bits == 0) continue;
+        for (Look look : {Look::uneven, Look::channels, Look::blocks, Look::one_a_row}) {
+          one_problem((Pass)pass, (Dtype)dtype, true, 70, 90, 140, 0.3, look);
+          one_problem((Pass)pass, (Dtype)dtype, true, 140, 300, 70, 0.05, look);
+        }
       }
     }
   }

@@ -42,6 +42,8 @@ STABLE_TORCH_LIBRARY(maskfuse, m) {
   m.def("mask_pack(Tensor dense) -> Tensor");
   m.def("mask_unpack(Tensor bits, int columns) -> Tensor");
   m.def("mask_structure(Tensor bits, int columns, int inner) -> Tensor");
+  m.def("mask_transpose(Tensor bits, int columns) -> Tensor");
+  m.def("mask_plan(Tensor bits, int columns) -> Tensor");
 
   m.def("masked_linear(Tensor input, Tensor weight, Tensor bits, Tensor[] plan, Tensor? bias) -> Tensor");
   m.def("masked_linear_input_grad(Tensor grad, Tensor weight, Tensor bits, Tensor[] plan) -> Tensor");
@@ -51,7 +53,9 @@ STABLE_TORCH_LIBRARY(maskfuse, m) {
   m.def("soft_masked_linear_input_grad(Tensor grad, Tensor weight, Tensor mask) -> Tensor");
   m.def("soft_masked_linear_weight_grad(Tensor grad, Tensor input, Tensor factor) -> Tensor");
 
-  m.def("masked_linear_kernel(str direction, int batch, int out_features, int in_features, ScalarType dtype) -> str");
+  m.def(
+      "masked_linear_kernel(str direction, int batch, Tensor bits, int in_features, Tensor[] plan, ScalarType dtype)"
+      " -> str");
   m.def("cpu_level() -> str");
   m.def("set_cpu_level(str name) -> str");
   m.def("library_info() -> str");

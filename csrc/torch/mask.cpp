@@ -1,6 +1,11 @@
 // Dispatcher ops of the mask on the CPU.
 #include "../cpu/mask.h"
 
+#include <atomic>
+#include <exception>
+
+#include "../cpu/isa.h"
+#include "../cpu/masked_linear_plan.h"
 #include "tensor.h"
 
 namespace maskfuse {
@@ -49,6 +54,57 @@ Tensor structure(const Tensor& bits, int64_t columns, int64_t inner) {
   return result;
 }
 
+// The bits of the transposed mask, [columns, words(rows)].
+Tensor transpose(const Tensor& bits, int64_t columns) {
+  STD_TORCH_CHECK(bits.dim() == 2 && columns >= 0, "mask_transpose: bits must have shape [rows, words], got ",
+                  shape_of(bits), " for ", columns, " columns");
+  const int64_t rows = bits.size(0);
+  check_bits(bits, rows, columns, "mask_transpose");
+  const Tensor from = torch::stable::contiguous(bits);
+  Tensor result = torch::stable::new_empty(bits, {columns, mask_words(rows)});
+  const auto* source = (const uint32_t*)from.const_data_ptr();
+  auto* target = (uint32_t*)result.mutable_data_ptr();
+  torch::stable::parallel_for(0, mask_words(columns), std::max<int64_t>(1, grain(rows) / 32),
+                              [&](int64_t begin, int64_t end) {
+                                mask_transpose(source, rows, columns, target, 32 * begin, std::min(32 * end, columns));
+                              });
+  return result;
+}
+
+// The index of the mask for kernels that walk active weights only; empty where it would have 2^32 of them.
+Tensor plan(const Tensor& bits, int64_t columns) {
+  STD_TORCH_CHECK(bits.dim() == 2 && columns >= 0, "mask_plan: bits must have shape [rows, words], got ",
+                  shape_of(bits), " for ", columns, " columns");
+  const int64_t rows = bits.size(0);
+  check_bits(bits, rows, columns, "mask_plan");
+  const Tensor from = torch::stable::contiguous(bits);
+  const auto* source = (const uint32_t*)from.const_data_ptr();
+  int64_t active = 0;
+  for (int64_t i = 0; i < rows * mask_words(columns); ++i) active += __builtin_popcount(source[i]);
+  PlanBuilder builder(source, rows, columns, active, first_level_cache());
+  // An exception, out of memory for one, must not leave a thread of the pool: it is carried out.
+  std::exception_ptr error;
+  std::atomic<bool> failed{false};
+  const auto each_panel = [&](auto&& work) {
+    torch::stable::parallel_for(0, builder.panels(), 1, [&](int64_t begin, int64_t end) {
+      try {
+        for (int64_t panel = begin; panel < end; ++panel) work(panel);
+      } catch (...) {
+        if (!failed.exchange(true)) error = std::current_exception();
+      }
+    });
+    if (error) std::rethrow_exception(error);
+  };
+  each_panel([&](int64_t panel) { builder.build(panel); });
+  Tensor result = torch::stable::new_empty(bits, {builder.layout()}, ScalarType::Byte);
+  if (result.size(0) > 0) {
+    void* const to = result.mutable_data_ptr();
+    builder.write_header(to);
+    each_panel([&](int64_t panel) { builder.write(panel, to); });
+  }
+  return result;
+}
+
 }  // namespace
 }  // namespace maskfuse
 
@@ -56,4 +112,6 @@ STABLE_TORCH_LIBRARY_IMPL(maskfuse, CPU, m) {
   m.impl("mask_pack", TORCH_BOX(&maskfuse::pack));
   m.impl("mask_unpack", TORCH_BOX(&maskfuse::unpack));
   m.impl("mask_structure", TORCH_BOX(&maskfuse::structure));
+  m.impl("mask_transpose", TORCH_BOX(&maskfuse::transpose));
+  m.impl("mask_plan", TORCH_BOX(&maskfuse::plan));
 }

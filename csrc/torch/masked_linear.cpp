@@ -1,6 +1,7 @@
 // Dispatcher ops of masked_linear on the CPU: checks, then the raw kernels.
 #include "../cpu/masked_linear.h"
 
+#include <atomic>
 #include <cstdlib>
 #include <memory>
 #include <new>
@@ -10,31 +11,73 @@
 namespace maskfuse {
 namespace {
 
-// A grow-only buffer a thread: at most about 2 MiB, which would otherwise be mapped and faulted in a call.
-void* thread_scratch(size_t bytes) {
+// A grow-only buffer: pages that are there need not be mapped and zeroed by the system in every call.
+class Buffer {
+ public:
+  void* get(size_t bytes) {
+    if (bytes > size_) {
+      const size_t rounded = (bytes + 4095) / 4096 * 4096;
+      data_.reset();
+      size_ = 0;
+      data_.reset(std::aligned_alloc(4096, rounded));
+      if (!data_) throw std::bad_alloc();
+      size_ = rounded;
+    }
+    return data_.get();
+  }
+
+ private:
   struct Free {
     void operator()(void* p) const { std::free(p); }
   };
-  static thread_local std::unique_ptr<void, Free> buffer;
-  static thread_local size_t size = 0;
-  if (bytes > size) {
-    const size_t rounded = (bytes + 4095) / 4096 * 4096;
-    buffer.reset();
-    size = 0;
-    buffer.reset(std::aligned_alloc(4096, rounded));
-    if (!buffer) throw std::bad_alloc();
-    size = rounded;
-  }
-  return buffer.get();
+  std::unique_ptr<void, Free> data_;
+  size_t size_ = 0;
+};
+
+// A thread keeps its scratch, a few MiB at most. What a call shares among threads grows with the batch, so more than
+// this much of it is given back.
+constexpr size_t kKeptBytes = size_t{32} << 20;
+
+Buffer& thread_scratch() {
+  static thread_local Buffer buffer;
+  return buffer;
+}
+Buffer& thread_shared() {
+  static thread_local Buffer buffer;
+  return buffer;
+}
+
+// Threads take tasks one by one, so that a panel with more active weights than others holds nobody up.
+void run_phase(const MaskedGemm& problem, const Schedule& s, int phase, void* shared) {
+  const int64_t tasks = phase == 0 ? s.first.tasks() : s.grid.tasks();
+  if (tasks == 0) return;
+  std::atomic<int64_t> next{0};
+  std::atomic<bool> out_of_memory{false};
+  const auto work = [&](int64_t, int64_t) {
+    try {
+      void* scratch = phase == 0 ? nullptr : thread_scratch().get(s.scratch_bytes);
+      for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;)
+        run_task(problem, s, phase, task, shared, scratch);
+    } catch (const std::bad_alloc&) {
+      out_of_memory = true;
+    }
+  };
+  const int64_t threads = std::min<int64_t>(tasks, torch::stable::get_num_threads());
+  if (threads == 1)
+    work(0, 1);
+  else
+    torch::stable::parallel_for(0, threads, 1, work);
+  if (out_of_memory) throw std::bad_alloc();
 }
 
 void run(const MaskedGemm& problem) {
   if (problem.m == 0 || problem.n == 0) return;
   const Schedule s = schedule(problem, isa_in_use(), (int)torch::stable::get_num_threads());
-  torch::stable::parallel_for(0, s.tasks(), 1, [&](int64_t begin, int64_t end) {
-    void* scratch = thread_scratch(s.scratch_bytes);
-    for (int64_t task = begin; task < end; ++task) run_task(problem, s, task, scratch);
-  });
+  Buffer once;
+  Buffer& buffer = s.shared_bytes > kKeptBytes ? once : thread_shared();
+  void* const shared = s.shared_bytes > 0 ? buffer.get(s.shared_bytes) : nullptr;
+  run_phase(problem, s, 0, shared);
+  run_phase(problem, s, 1, shared);
 }
 
 // [..., columns] as a matrix: its shape in front of the last dimension is one dimension, `rows`.
@@ -64,26 +107,43 @@ void check_same_dtype(const Tensor& a, const char* a_name, const Tensor& b, cons
                   " must have the same dtype, got ", name_of(a.scalar_type()), " and ", name_of(b.scalar_type()));
 }
 
-// The mask of a problem over rows x columns weights: bits, or factors of the operands' dtype.
+// The mask of a problem over rows x columns weights: bits, and their plan, or factors of the operands' dtype.
 struct MaskArgument {
   const Tensor& tensor;
-  bool is_bits;
+  const std::vector<Tensor>* plan;
 };
 
 // Keeps what `attach` made alive for as long as the problem points into it.
 struct Operands {
   Tensor mask, bias;
+  Plan plan;
 };
+
+// The plan's parts in the list that ops take: the index of the mask, and of its transpose.
+enum PlanPart { kIndex, kTransposedIndex };
+
+void attach_plan(MaskedGemm& g, Operands& keep, const std::vector<Tensor>& plan, PlanPart part, int64_t rows,
+                 int64_t columns, const char* op) {
+  if (plan.empty()) return;
+  STD_TORCH_CHECK(plan.size() == 2, op, ": plan must have no tensors or 2, got ", plan.size());
+  const Tensor& t = plan[part];
+  if (part == kTransposedIndex) std::swap(rows, columns);
+  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Byte && t.dim() == 1 && (t.size(0) <= 1 || t.stride(0) == 1) &&
+                      plan_open(t.const_data_ptr(), t.size(0), rows, columns, &keep.plan),
+                  op, ": plan[", (int)part, "] is not the plan of a mask of shape [", rows, ", ", columns, "]");
+  g.plan = &keep.plan;
+}
 
 void attach_mask(MaskedGemm& g, Operands& keep, const MaskArgument& mask, const Tensor& like, int64_t rows,
                  int64_t columns, const char* op) {
-  if (mask.is_bits) {
+  if (mask.plan) {
     check_bits(mask.tensor, rows, columns, op);
     keep.mask = torch::stable::contiguous(mask.tensor);
     g.bits = (const uint32_t*)keep.mask.const_data_ptr();
     g.bits_ld = mask_words(columns);
     static const uint32_t none = 0;  // an empty mask has no storage, and null would mean "factors"
     if (g.bits == nullptr) g.bits = &none;
+    attach_plan(g, keep, *mask.plan, g.pass == Pass::input_grad ? kTransposedIndex : kIndex, rows, columns, op);
   } else {
     check_shape(mask.tensor, {rows, columns}, op, "mask");
     check_same_dtype(mask.tensor, "mask", like, "the other operands", op);
@@ -155,35 +215,36 @@ Tensor weight_grad(const char* op, const Tensor& grad, const Tensor& input, cons
   return out;
 }
 
-// The ops. `plan` is reserved for kernels that need more than the bits; the masked dense product does not.
-Tensor masked_linear(const Tensor& input, const Tensor& weight, const Tensor& bits, const std::vector<Tensor>&,
+Tensor masked_linear(const Tensor& input, const Tensor& weight, const Tensor& bits, const std::vector<Tensor>& plan,
                      const std::optional<Tensor>& bias) {
-  return forward("masked_linear", input, weight, {bits, true}, bias);
+  return forward("masked_linear", input, weight, {bits, &plan}, bias);
 }
 Tensor masked_linear_input_grad(const Tensor& grad, const Tensor& weight, const Tensor& bits,
-                                const std::vector<Tensor>&) {
-  return input_grad("masked_linear_input_grad", grad, weight, {bits, true});
+                                const std::vector<Tensor>& plan) {
+  return input_grad("masked_linear_input_grad", grad, weight, {bits, &plan});
 }
 Tensor masked_linear_weight_grad(const Tensor& grad, const Tensor& input, const Tensor& bits,
-                                 const std::vector<Tensor>&) {
-  return weight_grad("masked_linear_weight_grad", grad, input, {bits, true});
+                                 const std::vector<Tensor>& plan) {
+  return weight_grad("masked_linear_weight_grad", grad, input, {bits, &plan});
 }
 Tensor soft_masked_linear(const Tensor& input, const Tensor& weight, const Tensor& mask,
                           const std::optional<Tensor>& bias) {
-  return forward("soft_masked_linear", input, weight, {mask, false}, bias);
+  return forward("soft_masked_linear", input, weight, {mask, nullptr}, bias);
 }
 Tensor soft_masked_linear_input_grad(const Tensor& grad, const Tensor& weight, const Tensor& mask) {
-  return input_grad("soft_masked_linear_input_grad", grad, weight, {mask, false});
+  return input_grad("soft_masked_linear_input_grad", grad, weight, {mask, nullptr});
 }
 Tensor soft_masked_linear_weight_grad(const Tensor& grad, const Tensor& input, const Tensor& factor) {
-  return weight_grad("soft_masked_linear_weight_grad", grad, input, {factor, false});
+  return weight_grad("soft_masked_linear_weight_grad", grad, input, {factor, nullptr});
 }
 
-// Which kernel a product would run on: "packed avx512", by the function that chooses it for real.
-std::string masked_linear_kernel(std::string pass, int64_t batch, int64_t out, int64_t in, ScalarType type) {
-  static const uint32_t bits = 0;
+// Which kernel a product would run on: "accumulate avx512", by the function that chooses it for real.
+std::string masked_linear_kernel(std::string pass, int64_t batch, const Tensor& bits, int64_t in,
+                                 const std::vector<Tensor>& plan, ScalarType type) {
+  constexpr const char* kOp = "masked_linear_kernel";
   MaskedGemm g{};
-  g.bits = &bits;
+  Operands keep;
+  const int64_t out = bits.size(0);
   g.dtype = type == ScalarType::Double     ? Dtype::f64
             : type == ScalarType::BFloat16 ? Dtype::bf16
             : type == ScalarType::Half     ? Dtype::f16
@@ -195,7 +256,8 @@ std::string masked_linear_kernel(std::string pass, int64_t batch, int64_t out, i
   else if (pass == "weight_grad")
     g.pass = Pass::weight_grad, g.m = out, g.n = in, g.k = batch;
   else
-    STD_TORCH_CHECK(false, "masked_linear_kernel: pass must be forward, input_grad or weight_grad, got ", pass);
+    STD_TORCH_CHECK(false, kOp, ": pass must be forward, input_grad or weight_grad, got ", pass);
+  attach_mask(g, keep, {bits, &plan}, bits, out, in, kOp);
   const Schedule s = schedule(g, isa_in_use(), (int)torch::stable::get_num_threads());
   return std::string(kernel_name(s.kernel)) + " " + isa_name(s.isa);
 }

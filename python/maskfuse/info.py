@@ -54,7 +54,9 @@ _KERNELS = {
     "naive": "three loops, one result at a time",
     "row_dot": "dot products over rows of the weight, mask applied in the load",
     "streamed": "rows of the weight streamed past sums held in cache, mask applied in the load",
-    "packed": "blocked product, mask applied while a panel of the weight is packed, empty panels skipped",
+    "accumulate": "active weights times lines of the batch; four rows at once where they share their columns",
+    "sampled": "one product over the batch for each active weight",
+    "tiled": "register tiles of the gradient, masked as they are stored; empty ones skipped",
 }
 
 
@@ -121,9 +123,9 @@ def explain(
         for name, reason in backends.verdicts(op, device_type)
         if name != backend
     }
-    out_features, in_features = mask.shape
+    in_features = mask.shape[1]
     kernels = {
-        direction: torch.ops.maskfuse.masked_linear_kernel(direction, batch, out_features, in_features, dtype)
+        direction: torch.ops.maskfuse.masked_linear_kernel(direction, batch, mask.bits, in_features, mask.plan, dtype)
         if backend == "cpu"
         else "torch.where and F.linear"
         for direction in ("forward", "input_grad", "weight_grad")

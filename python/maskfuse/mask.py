@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,11 +26,11 @@ class Mask:
     goes into safetensors as `mask.bits`.
     """
 
-    __slots__ = ("_facts", "bits", "plan", "shape")
+    __slots__ = ("_facts", "_plan", "bits", "shape")
 
     bits: Tensor
     shape: torch.Size
-    plan: list[Tensor]
+    _plan: list[Tensor] | None
     _facts: tuple[int, ...] | None
 
     def __init__(self, bits: Tensor, shape: Sequence[int]) -> None:
@@ -39,8 +40,7 @@ class Mask:
         set_once = super().__setattr__
         set_once("bits", bits)
         set_once("shape", torch.Size(shape))
-        # Index lists that kernels beyond the masked dense product derive from the bits: none so far.
-        set_once("plan", [])
+        set_once("_plan", None)
         set_once("_facts", None)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -240,8 +240,26 @@ class Mask:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the bits and everything derived from them take."""
-        return sum(t.numel() * t.element_size() for t in (self.bits, *self.plan))
+        """Bytes that the bits take, and the plan where it has been made."""
+        return sum(t.numel() * t.element_size() for t in (self.bits, *(self._plan or [])))
+
+    @property
+    def plan(self) -> list[Tensor]:
+        """What kernels derive from the bits, as ops take it: on the CPU the index of a linear layer's mask and of its
+        transpose (`csrc/cpu/masked_linear_plan.h`), about two bytes an active weight.
+
+        Made in parallel when it is first asked for, which layers do in `set_mask`, and once for all threads and all
+        layers that share the mask. Empty for a mask that needs none (every weight active), that is no linear layer's
+        or that is not on the CPU, and in traced code that meets the mask before its plan is made.
+        """
+        if self._plan is None:
+            if torch.compiler.is_compiling():
+                return []
+            with _planning:
+                if self._plan is None:
+                    object.__setattr__(self, "_plan", _make_plan(self))
+        assert self._plan is not None
+        return self._plan
 
     @property
     def device(self) -> torch.device:
@@ -328,6 +346,23 @@ class Mask:
             f"Mask({list(self.shape)}, {self.active} of {self.numel} active ({self.density:.2%}), "
             f"{self.structure}{detail}, {self.device})"
         )
+
+
+_planning = threading.Lock()
+
+
+def _make_plan(mask: Mask) -> list[Tensor]:
+    if len(mask.shape) != 2 or mask.device.type != "cpu" or mask.structure == "full" or mask.numel == 0:
+        return []
+    rows, columns = mask.shape
+    with torch.inference_mode(False):
+        transposed = torch.ops.maskfuse.mask_transpose(mask.bits, columns)
+        plan = [torch.ops.maskfuse.mask_plan(mask.bits, columns), torch.ops.maskfuse.mask_plan(transposed, rows)]
+    for t in plan:
+        # What torch._dynamo.maybe_mark_dynamic sets, without importing the compiler: a mask of another size of plan
+        # does not recompile a model.
+        t._dynamo_weak_dynamic_indices = {0}  # type: ignore[attr-defined]
+    return plan if all(t.numel() for t in plan) else []
 
 
 def describe(value: object) -> str:

@@ -116,7 +116,7 @@ class MaskedLinear(nn.Linear):
             mask = self._placed(mask)
         checked = mask_of(mask, self.weight)
         assert isinstance(checked, Mask)
-        self._mask = checked
+        self._mask = self._placed(checked)
         self._retain = bool(retain)
         self._zero_masked()
 
@@ -136,7 +136,11 @@ class MaskedLinear(nn.Linear):
 
     def _placed(self, mask: Mask) -> Mask:
         # Bits have values, so they stay where they are while the parameters are on meta.
-        return mask if self.weight.is_meta else mask.to(self.weight.device)
+        if self.weight.is_meta:
+            return mask
+        mask = mask.to(self.weight.device)
+        _ = mask.plan  # now, not inside a traced call
+        return mask
 
     @torch.no_grad()
     def _zero_masked(self) -> None:

@@ -26,3 +26,14 @@ def _(bits: Tensor, columns: int) -> Tensor:
 @torch.library.register_fake("maskfuse::mask_structure")
 def _(bits: Tensor, columns: int, inner: int) -> Tensor:
     return bits.new_empty((6,), dtype=torch.int64)
+
+
+@torch.library.register_fake("maskfuse::mask_transpose")
+def _(bits: Tensor, columns: int) -> Tensor:
+    return bits.new_empty((columns, words(bits.shape[0])))
+
+
+@torch.library.register_fake("maskfuse::mask_plan")
+def _(bits: Tensor, columns: int) -> Tensor:
+    # Its size depends on the bits: plans are made when a mask is set, not in traced code.
+    return bits.new_empty((torch.library.get_ctx().new_dynamic_size(),), dtype=torch.uint8)

@@ -1,0 +1,172 @@
+// Forward and input_grad with activations in lanes: every active weight is broadcast and multiplies one line of the
+// batch. Included by masked_linear_{avx2,avx512}.cpp only.
+//
+//   once a call      A in lanes, shared by all threads                          [block][column][lane]
+//   for a panel of the result's columns (a thread's own)
+//     copy the active weights in the order of the plan                         streamed from cache
+//     for a block of the batch
+//       sums of the panel, from the bias on                                    second-level cache
+//       for a chunk of columns                                                 A's tile: first-level cache
+//         for an entry: sums in registers += weight x line, for its list
+//       sums back out of lanes, rounded
+//
+// Bound, for a single row: one line of loads for one of multiply-adds, so half of what a dense product reaches. Four
+// rows that share a list load a line once for four.
+#pragma once
+
+#include "masked_linear_values.h"
+
+namespace maskfuse {
+namespace {
+
+// One row: kVectors sums, twice where registers allow, so that an addition need not wait for the one before.
+template <class V, int kVectors>
+static inline void accumulate_single(const typename V::S* x, const uint8_t* columns, int length,
+                                     const typename V::S* values, typename V::S* y) {
+  using Reg = typename V::Reg;
+  constexpr int W = V::W, kPitch = kVectors * W;
+  constexpr int kSets = kVectors * 2 <= V::kRegisters / 2 ? 2 : 1;
+  Reg sum[kSets][kVectors];
+#pragma GCC unroll 8
+  for (int v = 0; v < kVectors; ++v) {
+    sum[0][v] = V::load(y + v * W);
+    if constexpr (kSets == 2) sum[1][v] = V::zero();
+  }
+  const auto add = [&](int set, int k) __attribute__((always_inline)) {
+    const typename V::S* line = x + (int64_t)columns[k] * kPitch;
+    const Reg w = V::set1(values[k]);
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) sum[set][v] = V::fma(w, V::load(line + v * W), sum[set][v]);
+  };
+  int k = 0;
+  if constexpr (kSets == 2)
+    for (; k + 2 <= length; k += 2) add(0, k), add(1, k + 1);
+  for (; k < length; ++k) add(0, k);
+#pragma GCC unroll 8
+  for (int v = 0; v < kVectors; ++v) V::store(y + v * W, kSets == 2 ? V::add(sum[0][v], sum[1][v]) : sum[0][v]);
+}
+
+// Four rows with one list, kStrip vectors of them at a time.
+template <class V, int kVectors>
+static inline void accumulate_four(const typename V::S* x, const uint8_t* columns, int length,
+                                   const typename V::S* values, typename V::S* const* y) {
+  using Reg = typename V::Reg;
+  constexpr int W = V::W, kPitch = kVectors * W;
+  constexpr int kStrip = kVectors < V::kRegisters / 8 ? kVectors : V::kRegisters / 8;
+  for (int strip = 0; strip < kVectors; strip += kStrip) {
+    Reg sum[4][kStrip];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i)
+#pragma GCC unroll 4
+      for (int v = 0; v < kStrip; ++v) sum[i][v] = V::load(y[i] + (strip + v) * W);
+    for (int k = 0; k < length; ++k) {
+      const typename V::S* from = x + (int64_t)columns[k] * kPitch + strip * W;
+      Reg line[kStrip];
+#pragma GCC unroll 4
+      for (int v = 0; v < kStrip; ++v) line[v] = V::load(from + v * W);
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
+        const Reg w = V::set1(values[4 * k + i]);
+#pragma GCC unroll 4
+        for (int v = 0; v < kStrip; ++v) sum[i][v] = V::fma(w, line[v], sum[i][v]);
+      }
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i)
+#pragma GCC unroll 4
+      for (int v = 0; v < kStrip; ++v) V::store(y[i] + (strip + v) * W, sum[i][v]);
+  }
+}
+
+// One tile: x is its first column's line, y its first row's. While it runs, the lines behind it, which the next tile
+// reads, are asked into the second-level cache: entries visit them in an order that the hardware does not foresee.
+template <class V, int kVectors>
+static void accumulate_tile(const Tile& tile, const typename V::S* x, int64_t ahead, const typename V::S* values,
+                            typename V::S* y) {
+  constexpr int kPitch = kVectors * V::W;
+  const uint8_t *rows = tile.rows, *columns = tile.columns;
+  const char *fetch = (const char*)(x + tile.width * kPitch), *const end = fetch + ahead;
+  int entries = 0;
+  for (int i = 0; i < tile.run_count; ++i) entries += tile.runs[i].entries;
+  const int64_t share = entries > 0 ? (ahead / entries + 127) / 64 * 64 : 0;
+  const auto fetch_share = [&]() __attribute__((always_inline)) {
+    const char* const until = fetch + share < end ? fetch + share : end;
+    for (; fetch < until; fetch += 64) __builtin_prefetch(fetch, 0, 2);
+  };
+  for (int i = 0; i < tile.run_count; ++i) {
+    const PlanRun run = tile.runs[i];
+    const int step = tile.one_list ? 0 : run.length;
+    if (run.width == 1) {
+      for (int e = 0; e < run.entries; ++e, columns += step, values += run.length) {
+        fetch_share();
+        accumulate_single<V, kVectors>(x, columns, run.length, values, y + *rows++ * kPitch);
+      }
+    } else {
+      for (int e = 0; e < run.entries; ++e, columns += step, values += 4 * run.length, rows += 4) {
+        fetch_share();
+        typename V::S* const to[4] = {y + rows[0] * kPitch, y + rows[1] * kPitch, y + rows[2] * kPitch,
+                                      y + rows[3] * kPitch};
+        accumulate_four<V, kVectors>(x, columns, run.length, values, to);
+      }
+    }
+  }
+}
+
+// The operand whose rows are the batch, in lanes: one block, some columns of it. Part: m the batch, n the columns.
+template <class V, class T>
+static void lanes_task(const MaskedGemm& g, const Part& part) {
+  constexpr int kLanes = Lanes<V>::kLanes;
+  const bool grad = g.pass == Pass::weight_grad;
+  const int64_t batch = grad ? g.k : g.m, columns = grad ? g.n : g.k;
+  const T* from = (const T*)(grad ? g.b : g.a);
+  const int64_t ld = grad ? g.b_ld : g.a_ld;
+  for (int64_t m = part.m0; m < part.m1; m += kLanes) {
+    const int64_t rows = min64(kLanes, batch - m);
+    const int vectors = Lanes<V>::vectors(rows);
+    typename V::S* lanes = (typename V::S*)part.shared + m * columns + part.n0 * vectors * V::W;
+    to_lanes<V>(from + m * ld + part.n0, ld, rows, part.n1 - part.n0, vectors, lanes);
+  }
+}
+
+// Part: m whole blocks of the batch, n whole panels, whose values fit the second-level cache.
+template <class V, class T, bool kTransposed, MaskKind kMask>
+static void accumulate_task(const MaskedGemm& g, const Part& part) {
+  using S = typename V::S;
+  constexpr int W = V::W, kLanes = Lanes<V>::kLanes;
+  const Tiles tiles(g, part);
+  S* const y = (S*)part.scratch;
+  S* const values = y + tiles.panel * kLanes;
+  S* to = values;
+  for (int64_t n = part.n0; n < part.n1; n += tiles.panel) {
+    panel_values<V, T, kTransposed, kMask>(g, tiles, n / tiles.panel, to);
+    to += tiles.values(n / tiles.panel);
+  }
+  for (int64_t m = part.m0; m < part.m1; m += kLanes) {
+    const int64_t rows = min64(kLanes, g.m - m);
+    const int vectors = Lanes<V>::vectors(rows);
+    const S* const x = (const S*)part.shared + m * g.k;
+    const S* from = values;
+    for (int64_t n = part.n0; n < part.n1; n += tiles.panel) {
+      const int64_t panel = n / tiles.panel, tall = min64(tiles.panel, g.n - n);
+      for (int64_t r = 0; r < tall; ++r) {
+        const auto start = g.bias ? V::set1((S)widen((const T*)g.bias + n + r)) : V::zero();
+        for (int v = 0; v < vectors; ++v) V::store(y + (r * vectors + v) * W, start);
+      }
+      for_vectors<V>(vectors, [&](auto number) {
+        constexpr int kVectors = decltype(number)::value;
+        Tile tile;
+        for (int64_t c = 0; c < tiles.chunks(); ++c) {
+          tiles.at(panel, c, tile);
+          const int64_t next = min64(tiles.chunk, tiles.columns - tile.column0 - tile.width);
+          accumulate_tile<V, kVectors>(tile, x + tile.column0 * kVectors * W, next * kVectors * sizeof(typename V::Reg),
+                                       from + tile.value, y);
+        }
+      });
+      from_lanes<V>(y, vectors, rows, tall, (T*)g.c + m * g.c_ld + n, g.c_ld);
+      from += tiles.values(panel);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace maskfuse

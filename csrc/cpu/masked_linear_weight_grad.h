@@ -1,0 +1,281 @@
+// weight_grad, in two ways: one product a weight where few are active, register tiles where many are.
+// Included by masked_linear_{avx2,avx512}.cpp only.
+#pragma once
+
+#include "masked_linear_accumulate.h"
+
+namespace maskfuse {
+namespace {
+
+// -- sampled: dots over the batch, for active weights only --------------------------------------------------------
+//
+//   once a call      X in lanes, shared by all threads
+//   for a panel of the weight's rows
+//     for two blocks of the batch
+//       the panel's columns of dY, in lanes                                    second-level cache
+//       for a chunk of columns, for an entry: the row of dY in registers
+//         for its list: products with the lines of X, each a vector of partial sums
+//         W of those together become one vector of sums                        values, in the order of the plan
+//     values to their places, zeros elsewhere
+
+// Adds the sums of W vectors at a time to values: `product(k)` is the k-th of `length` vectors. What is missing of a
+// group is zero; the length is the same for all entries of a run, so branches on it are predicted.
+template <class V, class Product>
+static inline void add_sums(int length, typename V::S* values, const Product& product) {
+  using Reg = typename V::Reg;
+  constexpr int W = V::W, kGroup = V::kGroup, kGroups = W / kGroup;
+  for (int k = 0; k < length; k += W) {
+    Reg joined[kGroups];
+#pragma GCC unroll 4
+    for (int g = 0; g < kGroups; ++g) {
+      const int first = k + g * kGroup, left = length - first;
+      Reg part[kGroup];
+#pragma GCC unroll 4
+      for (int i = 0; i < kGroup; ++i) part[i] = i < left ? product(first + i) : V::zero();
+      joined[g] = left > 0 ? V::join(part) : V::zero();
+    }
+    const int count = (int)min64(W, length - k);
+    V::store_n(values + k, V::add(V::load_n(values + k, count), V::sums(joined)), count);
+  }
+}
+
+// One tile: x[b] and dy[b] are those of block b of the batch.
+template <class V, int kVectors, int kBlocks>
+static void sample_tile(const Tile& tile, const typename V::S* const* x, const typename V::S* const* dy,
+                        typename V::S* values) {
+  using Reg = typename V::Reg;
+  constexpr int W = V::W, kPitch = kVectors * W;
+  const uint8_t *rows = tile.rows, *columns = tile.columns;
+  for (int i = 0; i < tile.run_count; ++i) {
+    const PlanRun run = tile.runs[i];
+    for (int e = 0; e < run.entries; ++e) {
+      if (run.width == 1) {
+        Reg row[kBlocks][kVectors];
+#pragma GCC unroll 2
+        for (int b = 0; b < kBlocks; ++b)
+#pragma GCC unroll 8
+          for (int v = 0; v < kVectors; ++v) row[b][v] = V::load(dy[b] + rows[0] * kPitch + v * W);
+        add_sums<V>(run.length, values, [&](int k) __attribute__((always_inline)) {
+          const int64_t line = (int64_t)columns[k] * kPitch;
+          Reg sum = V::mul(row[0][0], V::load(x[0] + line));
+#pragma GCC unroll 2
+          for (int b = 0; b < kBlocks; ++b)
+#pragma GCC unroll 8
+            for (int v = b == 0; v < kVectors; ++v) sum = V::fma(row[b][v], V::load(x[b] + line + v * W), sum);
+          return sum;
+        });
+      } else {
+        for (int b = 0; b < kBlocks; ++b) {
+          add_sums<V>(4 * run.length, values, [&](int k) __attribute__((always_inline)) {
+            const typename V::S* const line = x[b] + (int64_t)columns[k / 4] * kPitch;
+            const typename V::S* const row = dy[b] + rows[k % 4] * kPitch;
+            Reg sum = V::mul(V::load(row), V::load(line));
+#pragma GCC unroll 8
+            for (int v = 1; v < kVectors; ++v) sum = V::fma(V::load(row + v * W), V::load(line + v * W), sum);
+            return sum;
+          });
+        }
+      }
+      rows += run.width;
+      columns += run.length;
+      values += (int64_t)run.length * run.width;
+    }
+  }
+}
+
+// The values of a panel to their places, zeros elsewhere, tile by tile.
+template <class V, class T>
+static void scatter_values(const MaskedGemm& g, const Tiles& tiles, int64_t panel, const typename V::S* values) {
+  Tile tile;
+  for (int64_t c = 0; c < tiles.chunks(); ++c) {
+    tiles.at(panel, c, tile);
+    for (int64_t r = tile.row0; r < min64(tile.row0 + tiles.panel, tiles.rows); ++r)
+      for (int64_t i = 0; i < tile.width; i += V::W)
+        V::store_n((T*)g.c + r * g.c_ld + tile.column0 + i, V::zero(), (int)min64(V::W, tile.width - i));
+    const uint8_t *rows = tile.rows, *columns = tile.columns;
+    const typename V::S* from = values + tile.value;
+    for (int i = 0; i < tile.run_count; ++i) {
+      const PlanRun& run = tile.runs[i];
+      for (int e = 0; e < run.entries; ++e, rows += run.width, columns += run.length) {
+        for (int j = 0; j < run.width; ++j) {
+          T* const to = (T*)g.c + (tile.row0 + rows[j]) * g.c_ld + tile.column0;
+          const uint32_t* const bits = g.bits + (tile.row0 + rows[j]) * g.bits_ld;
+          for (int k = 0; k < run.length; ++k)
+            if (run.exact || (mask_at(bits, tile.column0 + columns[k]) & 1))
+              V::store_n(to + columns[k], V::set1(from[k * run.width + j]), 1);
+        }
+        from += (int64_t)run.length * run.width;
+      }
+    }
+  }
+}
+
+// Part: m whole panels, n all columns.
+template <class V, class T>
+static void sampled_task(const MaskedGemm& g, const Part& part) {
+  using S = typename V::S;
+  constexpr int kLanes = Lanes<V>::kLanes;
+  Tiles tiles(g, part);
+  tiles.rows = g.m, tiles.columns = g.n;  // the index of the forward pass: rows of the weight
+  S* const dy_lanes = (S*)part.scratch;
+  S* const values = dy_lanes + 2 * tiles.panel * kLanes;
+  for (int64_t m = part.m0; m < part.m1; m += tiles.panel) {
+    const int64_t panel = m / tiles.panel, tall = min64(tiles.panel, g.m - m);
+    const PlanTile* first = tiles.plan->tiles + panel * tiles.chunks();
+    const int64_t count = first[tiles.chunks()].value - first[0].value;
+    for (int64_t i = 0; i < count; i += V::W) V::store(values + i, V::zero());
+
+    const auto blocks = [&](int64_t k, int vectors, auto number_of_vectors, auto number_of_blocks) {
+      constexpr int kVectors = decltype(number_of_vectors)::value, kBlocks = decltype(number_of_blocks)::value;
+      const S* dy[kBlocks];
+      for (int b = 0; b < kBlocks; ++b) {
+        const int64_t k0 = k + b * kLanes, rows = min64(kLanes, g.k - k0);
+        S* const to = dy_lanes + b * tiles.panel * kLanes;
+        to_lanes<V>((const T*)g.a + k0 * g.a_ld + m, g.a_ld, rows, tall, vectors, to);
+        dy[b] = to;
+      }
+      Tile tile;
+      for (int64_t c = 0; c < tiles.chunks(); ++c) {
+        tiles.at(panel, c, tile);
+        const S* x[kBlocks];
+        for (int b = 0; b < kBlocks; ++b)
+          x[b] = (const S*)part.shared + (k + b * kLanes) * g.n + tile.column0 * kVectors * V::W;
+        sample_tile<V, kVectors, kBlocks>(tile, x, dy, values + tile.value);
+      }
+    };
+    int64_t k = 0;
+    // Two whole blocks at once; the last one may be short, with fewer vectors.
+    for (; g.k - k >= 2 * kLanes; k += 2 * kLanes) blocks(k, Lanes<V>::kVectors, Int<Lanes<V>::kVectors>{}, Int<2>{});
+    for (; k < g.k; k += kLanes) {
+      const int vectors = Lanes<V>::vectors(min64(kLanes, g.k - k));
+      for_vectors<V>(vectors, [&](auto number) { blocks(k, vectors, number, Int<1>{}); });
+    }
+    scatter_values<V, T>(g, tiles, panel, values);
+  }
+}
+
+// -- tiled: four rows by kVectors vectors of the result in registers -----------------------------------------------
+//
+//   for a panel of the weight's rows
+//     dY in fours of columns                                                   [four][batch][4], streamed from cache
+//     for a strip of kLanes columns
+//       which vectors of which fours the mask leaves empty: never computed
+//       for a chunk of the batch: the strip of X                               first-level cache
+//         for a four of rows: sums += dY x line
+//       sums, masked, to the result
+
+template <class V>
+struct Four {
+  int count;                       // vectors with an active weight
+  int vector[Lanes<V>::kVectors];  // which
+};
+
+// sums[4][kLanes] += values[length][4] x lines[length][kLanes], in kCount of the vectors.
+template <class V, int kCount>
+static inline void tile_vectors(const typename V::S* values, const typename V::S* x, int length, const int* vector,
+                                typename V::S* y) {
+  using Reg = typename V::Reg;
+  constexpr int W = V::W, kLanes = Lanes<V>::kLanes;
+  Reg sum[4][kCount];
+  int64_t at[kCount];
+#pragma GCC unroll 4
+  for (int v = 0; v < kCount; ++v) at[v] = vector[v] * W;
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i)
+#pragma GCC unroll 4
+    for (int v = 0; v < kCount; ++v) sum[i][v] = V::load(y + i * kLanes + at[v]);
+  for (int k = 0; k < length; ++k) {
+    Reg line[kCount];
+#pragma GCC unroll 4
+    for (int v = 0; v < kCount; ++v) line[v] = V::load(x + k * kLanes + at[v]);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const Reg w = V::set1(values[4 * k + i]);
+#pragma GCC unroll 4
+      for (int v = 0; v < kCount; ++v) sum[i][v] = V::fma(w, line[v], sum[i][v]);
+    }
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i)
+#pragma GCC unroll 4
+    for (int v = 0; v < kCount; ++v) V::store(y + i * kLanes + at[v], sum[i][v]);
+}
+
+template <class V>
+static inline void tile_four(const Four<V>& four, const typename V::S* values, const typename V::S* x, int length,
+                             typename V::S* y) {
+  constexpr int kMost = V::kRegisters / 8;  // vectors at once
+  for (int v = 0; v < four.count; v += kMost) {
+    const int count = (int)min64(kMost, four.count - v);
+    if (count == 1) tile_vectors<V, 1>(values, x, length, four.vector + v, y);
+    if (count == 2) tile_vectors<V, 2>(values, x, length, four.vector + v, y);
+    if constexpr (kMost == 4) {
+      if (count == 3) tile_vectors<V, 3>(values, x, length, four.vector + v, y);
+      if (count == 4) tile_vectors<V, 4>(values, x, length, four.vector + v, y);
+    }
+  }
+}
+
+// Part: m up to kTiledRows rows, n whole strips.
+template <class V, class T, MaskKind kMask>
+static void tiled_task(const MaskedGemm& g, const Part& part) {
+  using S = typename V::S;
+  constexpr int W = V::W, kSteps = W / 4, kLanes = Lanes<V>::kLanes, kVectors = Lanes<V>::kVectors;
+  const int64_t tall = part.m1 - part.m0, fours = ceil_div(tall, 4);
+  S* const x = (S*)part.scratch;              // [kTiledChunk][kLanes]
+  S* const y = x + kTiledChunk * kLanes;      // [rows][kLanes]
+  S* const values = y + kTiledRows * kLanes;  // [four][batch][4], whole vectors of rows
+  for (int64_t k = 0; k < g.k; k += kSteps) {
+    for (int64_t r = 0; r < tall; r += W) {
+      typename V::Reg rows[kSteps];
+      for (int j = 0; j < kSteps; ++j)
+        rows[j] = k + j < g.k ? V::load_n((const T*)g.a + (k + j) * g.a_ld + part.m0 + r, (int)min64(W, tall - r))
+                              : V::zero();
+      V::transpose_fours(rows);
+      for (int j = 0; j < kSteps; ++j)
+        V::store_n(values + ((r / 4 + j) * g.k + k) * 4, rows[j], 4 * (int)min64(kSteps, g.k - k));
+    }
+  }
+  Four<V> active[kTiledRows / 4];
+  for (int64_t n = part.n0; n < part.n1; n += kLanes) {
+    const int64_t wide = min64(kLanes, part.n1 - n);
+    bool any_active = false;
+    for (int64_t f = 0; f < fours; ++f) {
+      active[f].count = 0;
+      for (int v = 0; v * W < wide; ++v) {
+        uint32_t any = kMask != MaskKind::bits;
+        if constexpr (kMask == MaskKind::bits)
+          for (int64_t r = 4 * f; r < min64(4 * f + 4, tall); ++r)
+            any |= mask_at(g.bits + (part.m0 + r) * g.bits_ld, n + v * W) & V::kAll;
+        if (any) active[f].vector[active[f].count++] = v;
+      }
+      any_active |= active[f].count > 0;
+    }
+    for (int64_t i = 0; i < 4 * fours * kVectors; ++i) V::store(y + i * W, V::zero());
+    for (int64_t k0 = 0; k0 < g.k && any_active; k0 += kTiledChunk) {
+      const int length = (int)min64(kTiledChunk, g.k - k0);
+      for (int k = 0; k < length; ++k)
+        for (int v = 0; v < kVectors; ++v) {
+          const int width = (int)min64(W, wide - v * W);
+          V::store(x + k * kLanes + v * W,
+                   width > 0 ? V::load_n((const T*)g.b + (k0 + k) * g.b_ld + n + v * W, width) : V::zero());
+        }
+      for (int64_t f = 0; f < fours; ++f)
+        tile_four<V>(active[f], values + (f * g.k + k0) * 4, x, length, y + 4 * f * kLanes);
+    }
+    for (int64_t r = 0; r < tall; ++r) {
+      for (int64_t v = 0; v * W < wide; ++v) {
+        const int width = (int)min64(W, wide - v * W);
+        const int64_t row = part.m0 + r, column = n + v * W;
+        typename V::Reg sum = V::load(y + r * kLanes + v * W);
+        if constexpr (kMask == MaskKind::bits) sum = V::keep(sum, mask_at(g.bits + row * g.bits_ld, column));
+        if constexpr (kMask == MaskKind::factor)
+          sum = V::mul(sum, V::load_n((const T*)g.factor + row * g.factor_ld + column, width));
+        V::store_n((T*)g.c + row * g.c_ld + column, sum, width);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace maskfuse
