@@ -361,7 +361,7 @@ def _make_plan(mask: Mask) -> list[Tensor]:
     for t in plan:
         # What torch._dynamo.maybe_mark_dynamic sets, without importing the compiler: a mask of another size of plan
         # does not recompile a model.
-        t._dynamo_weak_dynamic_indices = {0}  # type: ignore[attr-defined]
+        t._dynamo_weak_dynamic_indices = {0}
     return plan if all(t.numel() for t in plan) else []
 
 

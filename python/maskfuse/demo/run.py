@@ -40,7 +40,8 @@ def _training_step(model: nn.Module, data: m.Data) -> Callable[[], None]:
 
 def _kept_for_backward(model: nn.Module, data: m.Data) -> int:
     """Bytes that autograd holds between forward and backward, beyond parameters, masks and images."""
-    masks = [layer.mask.bits for layer in model.modules() if isinstance(layer, MaskedLinear)]
+    layers = [layer for layer in model.modules() if isinstance(layer, MaskedLinear)]
+    masks = [t for layer in layers for t in (layer.mask.bits, *layer.mask.plan)]
     lasting = [*model.parameters(), *model.buffers(), *masks, *data.train]
     own = {t.untyped_storage().data_ptr() for t in lasting}
     kept: dict[int, int] = {}
