@@ -75,8 +75,9 @@ def test_opcheck(x, w, b, mask, soft):
 
 
 def test_plan_tensors_travel_through_every_path(x, w, mask):
-    plan = mask.plan
-    assert len(plan) == 2
+    columns = mask.shape[1]
+    transposed = torch.ops.maskfuse.mask_transpose(mask.bits, columns)
+    plan = [torch.ops.maskfuse.mask_plan(bits, n) for bits, n in ((mask.bits, columns), (transposed, mask.shape[0]))]
     opcheck(torch.ops.maskfuse.masked_linear.default, (*leaves(x, w), mask.bits, plan, None))
     plain = grad(lambda w: maskfuse.ops.masked_linear(x, w, mask.bits, [], None).pow(2).sum())(w)
     planned = grad(lambda w: maskfuse.ops.masked_linear(x, w, mask.bits, plan, None).pow(2).sum())(w)
@@ -206,6 +207,17 @@ def test_a_new_mask_of_the_same_kind_does_not_recompile(mask):
         layer.set_mask(Mask.random((OUT, IN), density), retain=True)
         assert torch.equal(compiled(x), layer(x))
     assert counter.frame_count == 1
+
+    # The same for masks that are large enough to have a plan, whose size changes with them.
+    layer = maskfuse.nn.MaskedLinear(80, 70, mask=Mask.random((70, 80), 0.3))
+    compiled = torch.compile(layer, fullgraph=True, backend=counter)
+    x = torch.randn(4, 80)
+    sizes = set()
+    for density in (0.1, 0.5, 0.9):
+        layer.set_mask(Mask.random((70, 80), density), retain=True)
+        sizes.add(layer.mask.plan[0].numel())
+        assert torch.equal(compiled(x), layer(x))
+    assert len(sizes) == 3 and counter.frame_count == 2
 
 
 def test_compile_obeys_use_backend(mask):

@@ -137,6 +137,8 @@ const char* kernel_name(Kernel kernel) {
       return "naive";
     case Kernel::row_dot:
       return "row_dot";
+    case Kernel::decode:
+      return "decode";
     case Kernel::streamed:
       return "streamed";
     case Kernel::accumulate:
@@ -160,6 +162,14 @@ Schedule schedule(const MaskedGemm& g, Isa isa, int threads) {
     s.grid = split(g, 1, 1, kUnlimited, threads);
   } else if (g.pass == Pass::weight_grad) {
     schedule_weight_grad(s, g, *table, threads);
+  } else if (g.packed && g.m <= (g.packed->columns ? kDecodeRows : kFewRows)) {
+    const Sizes sizes(g, *table);
+    s.kernel = Kernel::decode;
+    s.task = table->decode[(int)g.dtype];
+    // Parts small enough for a thread that was held up to leave work to the others.
+    const int64_t worth = std::max<int64_t>(16, kWorthAThread / std::max<int64_t>(1, g.k));
+    s.grid = grid_of(g.m, g.n, std::max<int64_t>(1, g.m), std::max(round_up(ceil_div(g.n, 4 * threads), 16), worth));
+    s.scratch_bytes = (size_t)(kDecodeRows * (g.k + sizes.vector) * sizes.element);
   } else if (g.m <= kFewRows) {
     s.kernel = g.pass == Pass::forward ? Kernel::row_dot : Kernel::streamed;
     s.task = table->few_rows[g.pass != Pass::forward][(int)g.dtype][!has_bits];

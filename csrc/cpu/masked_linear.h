@@ -24,6 +24,16 @@ namespace maskfuse {
 
 enum class Pass : int32_t { forward, input_grad, weight_grad };
 
+// The active weights of B alone, row after row, made before the call: see masked_linear_decode.h.
+struct Packed {
+  const void* values;       // [active + kPackedPad] of the problem's dtype
+  const uint16_t* columns;  // [active] or null: then the bits say where they belong
+  const int64_t* rows;      // [rows of B + 1]: where each row's begin
+};
+
+// Values behind the last active one, which are read and not used.
+inline constexpr int64_t kPackedPad = 64;
+
 struct MaskedGemm {
   Pass pass;
   Dtype dtype;
@@ -41,7 +51,8 @@ struct MaskedGemm {
   int64_t factor_ld;
   // Index of the bits, or null: of the mask for forward and weight_grad, of its transpose for input_grad.
   const Plan* plan;
-  const void* bias;  // [n] or null; forward only
+  const Packed* packed;  // or null; forward with bits only
+  const void* bias;      // [n] or null; forward only
   void* c;
   int64_t c_ld;
 };
@@ -49,6 +60,7 @@ struct MaskedGemm {
 enum class Kernel : int32_t {
   naive,       // three loops, one element of the result at a time: portable, and the one to read first
   row_dot,     // forward, few rows of A: dot products over rows of B, read once, in place
+  decode,      // forward, few rows of A, packed weights: only active ones are read
   streamed,    // input_grad, few rows of A: B read in place in long rows, sums kept in cache
   accumulate,  // forward, input_grad: lists of active weights times lines of the batch; without a plan, all weights
   sampled,     // weight_grad: one product over the batch an active weight
@@ -68,6 +80,9 @@ using Task = void (*)(const MaskedGemm&, const Part&);
 // Rows of A up to which B is read in place.
 inline constexpr int64_t kFewRows = 8;
 
+// Rows of A up to which packed weights are used, and up to which, where few are active, A is gathered from.
+inline constexpr int64_t kDecodeRows = 16, kGatherRows = 3;
+
 // Elements of scratch that a streamed task keeps its sums in: 16 KiB of floats, half a first-level cache.
 inline constexpr int64_t kStreamSums = 4096;
 
@@ -82,7 +97,8 @@ inline constexpr int64_t kTiledRows = 512, kTiledChunk = 128;
 
 // What one instruction set offers. Indices: [pass][dtype][0 bits, 1 factor].
 struct MaskedLinearKernels {
-  Task few_rows[2][4][2];    // row_dot, streamed
+  Task few_rows[2][4][2];  // row_dot, streamed
+  Task decode[4];
   Task lanes[4];             // first phase of accumulate and sampled
   Task accumulate[2][4][2];  // forward, input_grad
   Task sampled[4];

@@ -1,6 +1,7 @@
 // Fills the kernel table of one instruction set. Included by masked_linear_{avx2,avx512}.cpp only.
 #pragma once
 
+#include "masked_linear_decode.h"
 #include "masked_linear_few_rows.h"
 #include "masked_linear_weight_grad.h"
 
@@ -15,6 +16,7 @@ static void fill_dtype(MaskedLinearKernels& table, Dtype dtype) {
   table.few_rows[0][d][1] = row_dot_task<V, kFactor, T>;
   table.few_rows[1][d][0] = streamed_task<V, kBits, T>;
   table.few_rows[1][d][1] = streamed_task<V, kFactor, T>;
+  table.decode[d] = decode_task<V, T>;
   table.lanes[d] = lanes_task<V, T>;
   table.accumulate[0][d][0] = accumulate_task<V, T, false, kBits>;
   table.accumulate[0][d][1] = accumulate_task<V, T, false, kFactor>;

@@ -10,6 +10,16 @@
 namespace maskfuse {
 namespace {
 
+// For 8 bits, which of the leading lanes goes to each lane; 8 where none does.
+struct Expansion {
+  uint8_t lane[256][8];
+  constexpr Expansion() : lane() {
+    for (int bits = 0; bits < 256; ++bits)
+      for (int i = 0, next = 0; i < 8; ++i) lane[bits][i] = bits >> i & 1 ? (uint8_t)next++ : 8;
+  }
+};
+static constexpr Expansion kExpansion;
+
 struct F32x8 {
   using S = float;
   using Reg = __m256;
@@ -31,15 +41,15 @@ struct F32x8 {
 
   static Reg load(const float* p) { return _mm256_loadu_ps(p); }
   static Reg load_bits(const float* p, uint32_t bits, int n) {
-    if (n >= W) return _mm256_and_ps(_mm256_loadu_ps(p), _mm256_castsi256_ps(expand(bits)));
-    return _mm256_maskload_ps(p, expand(bits & lanes(n)));
+    if (n >= W) return _mm256_and_ps(_mm256_loadu_ps(p), _mm256_castsi256_ps(select(bits)));
+    return _mm256_maskload_ps(p, select(bits & lanes(n)));
   }
   template <class Half>
   static Reg load_bits(const Half* p, uint32_t bits, int n) {
-    return _mm256_and_ps(load_n(p, n), _mm256_castsi256_ps(expand(bits)));
+    return _mm256_and_ps(load_n(p, n), _mm256_castsi256_ps(select(bits)));
   }
   static Reg load_n(const float* p, int n) {
-    return n >= W ? _mm256_loadu_ps(p) : _mm256_maskload_ps(p, expand(lanes(n)));
+    return n >= W ? _mm256_loadu_ps(p) : _mm256_maskload_ps(p, select(lanes(n)));
   }
   static Reg load_n(const Bf16* p, int n) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load16(p, n)), 16));
@@ -51,7 +61,7 @@ struct F32x8 {
     if (n >= W)
       _mm256_storeu_ps(p, a);
     else
-      _mm256_maskstore_ps(p, expand(lanes(n)), a);
+      _mm256_maskstore_ps(p, select(lanes(n)), a);
   }
   static void store_n(Fp16* p, Reg a, int n) { store16(p, _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT), n); }
   static void store_n(Bf16* p, Reg a, int n) {
@@ -64,7 +74,16 @@ struct F32x8 {
     const __m256i y = _mm256_blendv_epi8(up, _mm256_or_si256(high, _mm256_set1_epi32(0x40)), nan);
     store16(p, _mm_packus_epi32(_mm256_castsi256_si128(y), _mm256_extracti128_si256(y, 1)), n);
   }
-  static Reg keep(Reg a, uint32_t bits) { return _mm256_and_ps(a, _mm256_castsi256_ps(expand(bits))); }
+  static Reg keep(Reg a, uint32_t bits) { return _mm256_and_ps(a, _mm256_castsi256_ps(select(bits))); }
+
+  static Reg expand(Reg a, uint32_t bits) {
+    const __m256i from = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)kExpansion.lane[bits & kAll]));
+    return keep(_mm256_permutevar8x32_ps(a, from), bits);
+  }
+  static Reg gather(const float* p, const uint16_t* at, int n) {
+    const __m256i lane = select(lanes(n));
+    return _mm256_mask_i32gather_ps(zero(), p, _mm256_cvtepu16_epi32(load16(at, n)), _mm256_castsi256_ps(lane), 4);
+  }
 
   static void transpose(Reg* r) {
     Reg t[8];
@@ -110,7 +129,7 @@ struct F32x8 {
 
  private:
   static uint32_t lanes(int n) { return n >= W ? kAll : (1u << n) - 1; }
-  static __m256i expand(uint32_t bits) {
+  static __m256i select(uint32_t bits) {
     const __m256i lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
     return _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32((int)bits), lane), lane);
   }
@@ -150,18 +169,34 @@ struct F64x4 {
   }
 
   static Reg load(const double* p) { return _mm256_loadu_pd(p); }
-  static Reg load_bits(const double* p, uint32_t bits, int n) { return _mm256_maskload_pd(p, expand(bits & lanes(n))); }
+  static Reg load_bits(const double* p, uint32_t bits, int n) { return _mm256_maskload_pd(p, select(bits & lanes(n))); }
   static Reg load_n(const double* p, int n) {
-    return n >= W ? _mm256_loadu_pd(p) : _mm256_maskload_pd(p, expand(lanes(n)));
+    return n >= W ? _mm256_loadu_pd(p) : _mm256_maskload_pd(p, select(lanes(n)));
   }
   static void store(double* p, Reg a) { _mm256_storeu_pd(p, a); }
   static void store_n(double* p, Reg a, int n) {
     if (n >= W)
       _mm256_storeu_pd(p, a);
     else
-      _mm256_maskstore_pd(p, expand(lanes(n)), a);
+      _mm256_maskstore_pd(p, select(lanes(n)), a);
   }
-  static Reg keep(Reg a, uint32_t bits) { return _mm256_and_pd(a, _mm256_castsi256_pd(expand(bits))); }
+  static Reg keep(Reg a, uint32_t bits) { return _mm256_and_pd(a, _mm256_castsi256_pd(select(bits))); }
+
+  static Reg expand(Reg a, uint32_t bits) {
+    // A lane of a double is two of a float.
+    int lanes4;
+    memcpy(&lanes4, kExpansion.lane[bits & kAll], 4);
+    const __m128i four = _mm_cvtsi32_si128(lanes4);
+    const __m256i from = _mm256_slli_epi64(_mm256_cvtepu8_epi64(four), 1);
+    const __m256i both = _mm256_or_si256(from, _mm256_slli_epi64(_mm256_add_epi64(from, _mm256_set1_epi64x(1)), 32));
+    return keep(_mm256_castps_pd(_mm256_permutevar8x32_ps(_mm256_castpd_ps(a), both)), bits);
+  }
+  static Reg gather(const double* p, const uint16_t* at, int n) {
+    alignas(16) int index[4] = {};
+    for (int i = 0; i < n && i < W; ++i) index[i] = at[i];
+    const __m256d lane = _mm256_castsi256_pd(select(lanes(n)));
+    return _mm256_mask_i32gather_pd(zero(), p, _mm_load_si128((const __m128i*)index), lane, 8);
+  }
 
   static void transpose(Reg* r) {
     const Reg a = _mm256_unpacklo_pd(r[0], r[1]), b = _mm256_unpackhi_pd(r[0], r[1]);
@@ -184,7 +219,7 @@ struct F64x4 {
 
  private:
   static uint32_t lanes(int n) { return n >= W ? kAll : (1u << n) - 1; }
-  static __m256i expand(uint32_t bits) {
+  static __m256i select(uint32_t bits) {
     const __m256i lane = _mm256_setr_epi64x(1, 2, 4, 8);
     return _mm256_cmpeq_epi64(_mm256_and_si256(_mm256_set1_epi64x((long long)bits), lane), lane);
   }

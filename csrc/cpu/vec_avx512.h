@@ -59,6 +59,15 @@ struct F32x16 {
   }
   static Reg keep(Reg a, uint32_t bits) { return _mm512_maskz_mov_ps((__mmask16)bits, a); }
 
+  // Leading lanes spread to where bits are set, zeros between them.
+  static Reg expand(Reg a, uint32_t bits) { return _mm512_maskz_expand_ps((__mmask16)bits, a); }
+  // p[at[i]] for n lanes.
+  static Reg gather(const float* p, const uint16_t* at, int n) {
+    const __mmask16 lane = (__mmask16)lanes(n);
+    const __m512i index = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lane, at));
+    return _mm512_mask_i32gather_ps(zero(), lane, index, p, 4);
+  }
+
   static void transpose(Reg* r) {
     // Step 1: 2x2 and 4x4 inside each 128-bit lane.
     Reg t[16];
@@ -153,6 +162,13 @@ struct F64x8 {
   static void store(double* p, Reg a) { _mm512_storeu_pd(p, a); }
   static void store_n(double* p, Reg a, int n) { _mm512_mask_storeu_pd(p, (__mmask8)lanes(n), a); }
   static Reg keep(Reg a, uint32_t bits) { return _mm512_maskz_mov_pd((__mmask8)bits, a); }
+
+  static Reg expand(Reg a, uint32_t bits) { return _mm512_maskz_expand_pd((__mmask8)bits, a); }
+  static Reg gather(const double* p, const uint16_t* at, int n) {
+    const __mmask8 lane = (__mmask8)lanes(n);
+    const __m256i index = _mm256_cvtepu16_epi32(_mm_maskz_loadu_epi16(lane, at));
+    return _mm512_mask_i32gather_pd(zero(), lane, index, p, 8);
+  }
 
   static void transpose(Reg* r) {
     Reg t[8];

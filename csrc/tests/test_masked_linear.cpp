@@ -11,6 +11,7 @@
 #include "harness.h"
 #include "mask.h"
 #include "masked_linear.h"
+#include "masked_linear_packed.h"
 
 using namespace maskfuse;
 using namespace maskfuse::test;
@@ -142,6 +143,24 @@ std::vector<uint32_t> mask_bits(Look look, int64_t rows, int64_t columns, double
   return bits;
 }
 
+// A packed weight, in exactly its bytes.
+struct PackedWeight {
+  std::vector<int64_t> rows;
+  std::vector<uint16_t> columns;
+  std::vector<unsigned char> values;
+  Packed packed;
+
+  PackedWeight(const std::vector<uint32_t>& bits, const Matrix& w, Dtype dtype, bool listed) : rows(w.rows + 1) {
+    const int64_t active = packed_rows(bits.data(), w.rows, w.columns, rows.data());
+    columns.resize((size_t)(listed ? active : 0));
+    values.resize((size_t)((active + kPackedPad) * dtype_size(dtype)));
+    listed = listed && active > 0;
+    packed_values(bits.data(), w.columns, w.bytes.data(), w.ld, dtype, rows.data(), 0, w.rows, values.data(),
+                  listed ? columns.data() : nullptr);
+    packed = {values.data(), listed ? columns.data() : nullptr, rows.data()};
+  }
+};
+
 void one_problem(Pass pass, Dtype dtype, bool has_bits, int64_t m, int64_t n, int64_t k, double density,
                  Look look = Look::random) {
   const bool forward = pass == Pass::forward, grad = pass == Pass::weight_grad;
@@ -190,8 +209,15 @@ void one_problem(Pass pass, Dtype dtype, bool has_bits, int64_t m, int64_t n, in
   }
 
   const double epsilon = dtype == Dtype::f64 ? 1e-13 : dtype == Dtype::f32 ? 1e-5 : dtype == Dtype::f16 ? 1e-3 : 8e-3;
-  // With and without a plan, and with plans for caches of several sizes.
-  std::vector<std::vector<unsigned char>> plans(1);
+  // Without a plan, with plans for caches of several sizes, and with a packed weight, its columns listed or not.
+  struct Given {
+    const Plan* plan;
+    const Packed* packed;
+  };
+  std::vector<Given> given = {{nullptr, nullptr}};
+  std::vector<std::vector<unsigned char>> plans;
+  Plan opened[2];
+  std::vector<std::unique_ptr<PackedWeight>> packed;
   if (has_bits) {
     std::vector<uint32_t> indexed = bits;
     int64_t rows = mask_rows, columns = mask_columns;
@@ -200,19 +226,22 @@ void one_problem(Pass pass, Dtype dtype, bool has_bits, int64_t m, int64_t n, in
       mask_transpose(bits.data(), rows, columns, indexed.data(), 0, columns);
       std::swap(rows, columns);
     }
-    for (int64_t cache : {int64_t{8} << 10, int64_t{48} << 10}) plans.push_back(plan_of(indexed, rows, columns, cache));
+    for (int i = 0; i < 2; ++i) {
+      plans.push_back(plan_of(indexed, rows, columns, i == 0 ? 8 << 10 : 48 << 10));
+      CHECK(plan_open(plans[i].data(), (int64_t)plans[i].size(), rows, columns, &opened[i]), "the plan does not open");
+      given.push_back({&opened[i], nullptr});
+    }
+    if (forward && m <= kDecodeRows) {
+      for (bool listed : {false, true}) {
+        packed.push_back(std::make_unique<PackedWeight>(bits, b, dtype, listed));
+        given.push_back({nullptr, &packed.back()->packed});
+      }
+    }
   }
-  for (const auto& bytes : plans)
+  for (const Given& with : given)
     for (Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512}) {
       if (!isa_available(isa)) continue;
-      Plan plan;
-      g.plan = nullptr;
-      if (!bytes.empty()) {
-        const int64_t rows = pass == Pass::input_grad ? mask_columns : mask_rows;
-        const int64_t columns = pass == Pass::input_grad ? mask_rows : mask_columns;
-        CHECK(plan_open(bytes.data(), (int64_t)bytes.size(), rows, columns, &plan), "the plan does not open");
-        g.plan = &plan;
-      }
+      g.plan = with.plan, g.packed = with.packed;
       std::vector<unsigned char> first;
       for (int threads : {1, 3}) {
         Matrix c(dtype, m, n);

@@ -46,8 +46,12 @@ STABLE_TORCH_LIBRARY(maskfuse, m) {
   m.def("mask_plan(Tensor bits, int columns) -> Tensor");
 
   m.def("masked_linear(Tensor input, Tensor weight, Tensor bits, Tensor[] plan, Tensor? bias) -> Tensor");
+  // The same for calls that record no gradient: no autograd kernel stands before it, which small layers would feel.
+  m.def("masked_linear_unrecorded(Tensor input, Tensor weight, Tensor bits, Tensor[] plan, Tensor? bias) -> Tensor");
   m.def("masked_linear_input_grad(Tensor grad, Tensor weight, Tensor bits, Tensor[] plan) -> Tensor");
   m.def("masked_linear_weight_grad(Tensor grad, Tensor input, Tensor bits, Tensor[] plan) -> Tensor");
+
+  m.def("masked_linear_pack(Tensor weight, Tensor bits) -> Tensor[]");
 
   m.def("soft_masked_linear(Tensor input, Tensor weight, Tensor mask, Tensor? bias) -> Tensor");
   m.def("soft_masked_linear_input_grad(Tensor grad, Tensor weight, Tensor mask) -> Tensor");

@@ -18,7 +18,7 @@ int64_t grain(int64_t columns) { return std::max<int64_t>(1, kRowsWorthAThread /
 Tensor pack(const Tensor& dense) {
   check_dtype(dense, ScalarType::Bool, "mask_pack", "dense");
   STD_TORCH_CHECK(dense.dim() == 2, "mask_pack: dense must have shape [rows, columns], got ", shape_of(dense));
-  const Tensor from = torch::stable::contiguous(dense);
+  const Tensor from = as_contiguous(dense);
   const int64_t rows = dense.size(0), columns = dense.size(1);
   Tensor bits = torch::stable::new_empty(dense, {rows, mask_words(columns)}, ScalarType::Int);
   const auto* source = (const uint8_t*)from.const_data_ptr();
@@ -32,7 +32,7 @@ Tensor unpack(const Tensor& bits, int64_t columns) {
   STD_TORCH_CHECK(bits.dim() == 2 && columns >= 0, "mask_unpack: bits must have shape [rows, words], got ",
                   shape_of(bits), " for ", columns, " columns");
   check_bits(bits, bits.size(0), columns, "mask_unpack");
-  const Tensor from = torch::stable::contiguous(bits);
+  const Tensor from = as_contiguous(bits);
   Tensor dense = torch::stable::new_empty(bits, {bits.size(0), columns}, ScalarType::Bool);
   const auto* source = (const uint32_t*)from.const_data_ptr();
   auto* target = (uint8_t*)dense.mutable_data_ptr();
@@ -46,7 +46,7 @@ Tensor structure(const Tensor& bits, int64_t columns, int64_t inner) {
                   "mask_structure: bits must have shape [rows, words] and columns be a multiple of inner, got ",
                   shape_of(bits), ", ", columns, " and ", inner);
   check_bits(bits, bits.size(0), columns, "mask_structure");
-  const Tensor from = torch::stable::contiguous(bits);
+  const Tensor from = as_contiguous(bits);
   const MaskStructure s = mask_structure((const uint32_t*)from.const_data_ptr(), bits.size(0), columns, inner);
   Tensor result = torch::stable::new_empty(bits, {6}, ScalarType::Long);
   auto* to = (int64_t*)result.mutable_data_ptr();
@@ -60,7 +60,7 @@ Tensor transpose(const Tensor& bits, int64_t columns) {
                   shape_of(bits), " for ", columns, " columns");
   const int64_t rows = bits.size(0);
   check_bits(bits, rows, columns, "mask_transpose");
-  const Tensor from = torch::stable::contiguous(bits);
+  const Tensor from = as_contiguous(bits);
   Tensor result = torch::stable::new_empty(bits, {columns, mask_words(rows)});
   const auto* source = (const uint32_t*)from.const_data_ptr();
   auto* target = (uint32_t*)result.mutable_data_ptr();
@@ -77,7 +77,7 @@ Tensor plan(const Tensor& bits, int64_t columns) {
                   shape_of(bits), " for ", columns, " columns");
   const int64_t rows = bits.size(0);
   check_bits(bits, rows, columns, "mask_plan");
-  const Tensor from = torch::stable::contiguous(bits);
+  const Tensor from = as_contiguous(bits);
   const auto* source = (const uint32_t*)from.const_data_ptr();
   int64_t active = 0;
   for (int64_t i = 0; i < rows * mask_words(columns); ++i) active += __builtin_popcount(source[i]);

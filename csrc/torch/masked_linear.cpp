@@ -6,6 +6,7 @@
 #include <memory>
 #include <new>
 
+#include "../cpu/masked_linear_packed.h"
 #include "tensor.h"
 
 namespace maskfuse {
@@ -97,9 +98,13 @@ Matrix as_matrix(const Tensor& t, const char* op, const char* name) {
 }
 
 Tensor result_like(const Tensor& t, int64_t columns) {
+  if (t.dim() == 2) {
+    const int64_t shape[] = {t.size(0), columns};
+    return empty_cpu(t, shape, 2);
+  }
   std::vector<int64_t> shape(t.sizes().begin(), t.sizes().end());
   shape.back() = columns;
-  return torch::stable::new_empty(t, shape);
+  return empty_cpu(t, shape.data(), t.dim());
 }
 
 void check_same_dtype(const Tensor& a, const char* a_name, const Tensor& b, const char* b_name, const char* op) {
@@ -117,15 +122,18 @@ struct MaskArgument {
 struct Operands {
   Tensor mask, bias;
   Plan plan;
+  Packed packed;
 };
 
-// The plan's parts in the list that ops take: the index of the mask, and of its transpose.
-enum PlanPart { kIndex, kTransposedIndex };
+// The plan's parts in the list that ops take: the index of the mask, and of its transpose; and, where the weight was
+// packed, what masked_linear_pack returned.
+enum PlanPart { kIndex, kTransposedIndex, kPackedValues, kPackedColumns, kPackedRows, kParts };
 
 void attach_plan(MaskedGemm& g, Operands& keep, const std::vector<Tensor>& plan, PlanPart part, int64_t rows,
                  int64_t columns, const char* op) {
   if (plan.empty()) return;
-  STD_TORCH_CHECK(plan.size() == 2, op, ": plan must have no tensors or 2, got ", plan.size());
+  STD_TORCH_CHECK(plan.size() == kPackedValues || plan.size() == kParts, op,
+                  ": plan must have no tensors, 2, or 5 with a packed weight, got ", plan.size());
   const Tensor& t = plan[part];
   if (part == kTransposedIndex) std::swap(rows, columns);
   STD_TORCH_CHECK(t.scalar_type() == ScalarType::Byte && t.dim() == 1 && (t.size(0) <= 1 || t.stride(0) == 1) &&
@@ -134,11 +142,28 @@ void attach_plan(MaskedGemm& g, Operands& keep, const std::vector<Tensor>& plan,
   g.plan = &keep.plan;
 }
 
+void attach_packed(MaskedGemm& g, Operands& keep, const std::vector<Tensor>& plan, const Tensor& weight,
+                   const char* op) {
+  if (plan.size() < kParts) return;
+  const Tensor &values = plan[kPackedValues], &columns = plan[kPackedColumns], &rows = plan[kPackedRows];
+  if (values.scalar_type() != weight.scalar_type()) return;  // packed in another dtype than a cast call runs in
+  bool fits = rows.scalar_type() == ScalarType::Long && rows.dim() == 1 && rows.size(0) == weight.size(0) + 1 &&
+              columns.scalar_type() == ScalarType::Short && columns.dim() == 1 && values.dim() == 1;
+  if (fits) {
+    const int64_t active = ((const int64_t*)rows.const_data_ptr())[weight.size(0)];
+    fits = values.size(0) == active + kPackedPad && (columns.size(0) == active || columns.size(0) == 0);
+  }
+  STD_TORCH_CHECK(fits, op, ": plan does not hold a packed weight of shape ", shape_of(weight));
+  keep.packed = {values.const_data_ptr(), columns.size(0) > 0 ? (const uint16_t*)columns.const_data_ptr() : nullptr,
+                 (const int64_t*)rows.const_data_ptr()};
+  g.packed = &keep.packed;
+}
+
 void attach_mask(MaskedGemm& g, Operands& keep, const MaskArgument& mask, const Tensor& like, int64_t rows,
                  int64_t columns, const char* op) {
   if (mask.plan) {
     check_bits(mask.tensor, rows, columns, op);
-    keep.mask = torch::stable::contiguous(mask.tensor);
+    keep.mask = as_contiguous(mask.tensor);
     g.bits = (const uint32_t*)keep.mask.const_data_ptr();
     g.bits_ld = mask_words(columns);
     static const uint32_t none = 0;  // an empty mask has no storage, and null would mean "factors"
@@ -165,10 +190,11 @@ Tensor forward(const char* op, const Tensor& input, const Tensor& weight, const 
   const Matrix a = as_matrix(input, op, "input"), b = as_matrix(weight, op, "weight");
   STD_TORCH_CHECK(a.columns == b.columns, op, ": input ", shape_of(input), " does not fit weight ", shape_of(weight));
   attach_mask(g, keep, mask, input, b.rows, b.columns, op);
+  if (mask.plan) attach_packed(g, keep, *mask.plan, weight, op);
   if (bias) {
     check_same_dtype(input, "input", *bias, "bias", op);
     check_shape(*bias, {b.rows}, op, "bias");
-    keep.bias = torch::stable::contiguous(*bias);
+    keep.bias = as_contiguous(*bias);
     g.bias = keep.bias.const_data_ptr();
   }
   Tensor out = result_like(input, b.rows);
@@ -207,7 +233,8 @@ Tensor weight_grad(const char* op, const Tensor& grad, const Tensor& input, cons
   STD_TORCH_CHECK(a.rows == b.rows, op, ": grad ", shape_of(grad), " and input ", shape_of(input),
                   " must have the same leading dimensions");
   attach_mask(g, keep, mask, grad, a.columns, b.columns, op);
-  Tensor out = torch::stable::new_empty(grad, {a.columns, b.columns});
+  const int64_t shape[] = {a.columns, b.columns};
+  Tensor out = empty_cpu(grad, shape, 2);
   g.m = a.columns, g.n = b.columns, g.k = a.rows;
   g.a = a.data(), g.a_ld = a.ld, g.b = b.data(), g.b_ld = b.ld;
   g.c = out.mutable_data_ptr(), g.c_ld = b.columns;
@@ -238,6 +265,30 @@ Tensor soft_masked_linear_weight_grad(const Tensor& grad, const Tensor& input, c
   return weight_grad("soft_masked_linear_weight_grad", grad, input, {factor, nullptr});
 }
 
+// The active weights alone: values, their columns where few are active, and where each row's begin.
+std::vector<Tensor> masked_linear_pack(const Tensor& weight, const Tensor& bits) {
+  constexpr const char* kOp = "masked_linear_pack";
+  const Dtype dtype = dtype_of(weight, kOp, "weight");
+  STD_TORCH_CHECK(weight.dim() == 2, kOp, ": weight must have shape [out, in], got ", shape_of(weight));
+  const Matrix w = as_matrix(weight, kOp, "weight");
+  check_bits(bits, w.rows, w.columns, kOp);
+  const Tensor mask = as_contiguous(bits);
+  const auto* const words = (const uint32_t*)mask.const_data_ptr();
+  Tensor rows = torch::stable::new_empty(weight, {w.rows + 1}, ScalarType::Long);
+  auto* const starts = (int64_t*)rows.mutable_data_ptr();
+  const int64_t active = packed_rows(words, w.rows, w.columns, starts);
+  const bool listed = w.columns <= kListedColumns && (double)active < kListedDensity * (double)(w.rows * w.columns);
+  Tensor values = torch::stable::new_zeros(weight, {active + kPackedPad});
+  Tensor columns = torch::stable::new_empty(weight, {listed ? active : 0}, ScalarType::Short);
+  void* const to = values.mutable_data_ptr();
+  auto* const at = listed && active > 0 ? (uint16_t*)columns.mutable_data_ptr() : nullptr;
+  torch::stable::parallel_for(0, w.rows, std::max<int64_t>(1, 65536 / std::max<int64_t>(1, w.columns)),
+                              [&](int64_t begin, int64_t end) {
+                                packed_values(words, w.columns, w.data(), w.ld, dtype, starts, begin, end, to, at);
+                              });
+  return {values, columns, rows};
+}
+
 // Which kernel a product would run on: "accumulate avx512", by the function that chooses it for real.
 std::string masked_linear_kernel(std::string pass, int64_t batch, const Tensor& bits, int64_t in,
                                  const std::vector<Tensor>& plan, ScalarType type) {
@@ -258,6 +309,8 @@ std::string masked_linear_kernel(std::string pass, int64_t batch, const Tensor& 
   else
     STD_TORCH_CHECK(false, kOp, ": pass must be forward, input_grad or weight_grad, got ", pass);
   attach_mask(g, keep, {bits, &plan}, bits, out, in, kOp);
+  if (g.pass == Pass::forward && plan.size() == kParts && plan[kPackedValues].scalar_type() == type)
+    g.packed = &keep.packed;
   const Schedule s = schedule(g, isa_in_use(), (int)torch::stable::get_num_threads());
   return std::string(kernel_name(s.kernel)) + " " + isa_name(s.isa);
 }
@@ -267,8 +320,10 @@ std::string masked_linear_kernel(std::string pass, int64_t batch, const Tensor& 
 
 STABLE_TORCH_LIBRARY_IMPL(maskfuse, CPU, m) {
   m.impl("masked_linear", TORCH_BOX(&maskfuse::masked_linear));
+  m.impl("masked_linear_unrecorded", TORCH_BOX(&maskfuse::masked_linear));
   m.impl("masked_linear_input_grad", TORCH_BOX(&maskfuse::masked_linear_input_grad));
   m.impl("masked_linear_weight_grad", TORCH_BOX(&maskfuse::masked_linear_weight_grad));
+  m.impl("masked_linear_pack", TORCH_BOX(&maskfuse::masked_linear_pack));
   m.impl("soft_masked_linear", TORCH_BOX(&maskfuse::soft_masked_linear));
   m.impl("soft_masked_linear_input_grad", TORCH_BOX(&maskfuse::soft_masked_linear_input_grad));
   m.impl("soft_masked_linear_weight_grad", TORCH_BOX(&maskfuse::soft_masked_linear_weight_grad));

@@ -7,6 +7,9 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <sys/mman.h>
+
+#include <algorithm>
 #include <optional>
 #include <sstream>
 #include <string>
@@ -52,23 +55,59 @@ inline void check_dtype(const Tensor& t, ScalarType type, const char* op, const 
                   name_of(t.scalar_type()));
 }
 
+inline bool has_shape(const Tensor& t, std::initializer_list<int64_t> shape) {
+  if (t.dim() != (int64_t)shape.size()) return false;
+  int64_t d = 0;
+  for (int64_t size : shape)
+    if (t.size(d++) != size) return false;
+  return true;
+}
+
 inline void check_shape(const Tensor& t, std::initializer_list<int64_t> shape, const char* op, const char* name) {
-  bool same = t.dim() == (int64_t)shape.size();
+  if (has_shape(t, shape)) return;
   std::ostringstream text;
   text << '[';
-  int64_t d = 0;
-  for (int64_t size : shape) {
-    same = same && t.size(d) == size;
-    text << (d++ ? ", " : "") << size;
-  }
+  const char* between = "";
+  for (int64_t size : shape) text << between << size, between = ", ";
   text << ']';
-  STD_TORCH_CHECK(same, op, ": ", name, " must have shape ", text.str(), ", got ", shape_of(t));
+  STD_TORCH_CHECK(false, op, ": ", name, " must have shape ", text.str(), ", got ", shape_of(t));
 }
 
 inline void check_bits(const Tensor& bits, int64_t rows, int64_t columns, const char* op) {
   check_dtype(bits, ScalarType::Int, op, "bits");
   check_shape(bits, {rows, mask_words(columns)}, op, "bits");
 }
+
+// An uninitialised contiguous CPU tensor of `like`'s dtype: new_empty without the call through the dispatcher.
+// One that the system will map anew, because the allocator keeps no memory of its size, asks for large pages: a page
+// fault for each 4 KiB costs more than many a product.
+inline Tensor empty_cpu(const Tensor& like, const int64_t* sizes, int64_t dim) {
+  constexpr int64_t kMostDims = 64, kMappedBytes = int64_t{32} << 20;
+  STD_TORCH_CHECK(dim <= kMostDims, "a tensor has at most ", kMostDims, " dimensions, got ", dim);
+  int64_t strides[kMostDims], count = 1;
+  for (int64_t d = dim - 1; d >= 0; --d) {
+    strides[d] = count;
+    count *= std::max<int64_t>(1, sizes[d]);
+  }
+  int32_t dtype, device_index;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  AtenTensorHandle handle;
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(dim, sizes, strides, dtype, aoti_torch_device_type_cpu(), device_index, &handle));
+  Tensor result(handle);
+#ifdef MADV_HUGEPAGE
+  const int64_t bytes = count * (int64_t)like.element_size();
+  if (bytes >= kMappedBytes) {
+    const auto begin = ((uintptr_t)result.mutable_data_ptr() + 4095) & ~(uintptr_t)4095;
+    madvise((void*)begin, (size_t)bytes - 4096, MADV_HUGEPAGE);  // advice: refused, nothing is lost
+  }
+#endif
+  return result;
+}
+
+// torch::stable::contiguous is a call through the dispatcher even where there is nothing to do.
+inline Tensor as_contiguous(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 
 // The tensor itself where its last dimension is contiguous, else a copy: kernels take a row stride only.
 inline Tensor unit_columns(const Tensor& t) {

@@ -5,5 +5,17 @@ from .backends import use_backend
 from .functional.masked_linear import masked_linear
 from .info import build_info, explain
 from .mask import Mask
+from .packing import pack, unpack
 
-__all__ = ["Mask", "build_info", "explain", "functional", "masked_linear", "nn", "reference", "use_backend"]
+__all__ = [
+    "Mask",
+    "build_info",
+    "explain",
+    "functional",
+    "masked_linear",
+    "nn",
+    "pack",
+    "reference",
+    "unpack",
+    "use_backend",
+]

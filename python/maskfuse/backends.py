@@ -34,6 +34,7 @@ class Backend:
 
 _backends: dict[str, Backend] = {}  # in order of preference
 _chosen = threading.local()
+_from_environment = os.environ.get("MASKFUSE_BACKEND") or None
 _warned: set[tuple[str, str]] = set()
 
 
@@ -50,8 +51,8 @@ def names() -> list[str]:
 
 
 def requested() -> str | None:
-    """The backend asked for in this thread or by the environment, or None."""
-    return getattr(_chosen, "name", None) or os.environ.get("MASKFUSE_BACKEND") or None
+    """The backend asked for in this thread, or by the environment when maskfuse was imported, or None."""
+    return getattr(_chosen, "name", None) or _from_environment
 
 
 def _known(name: str) -> Backend:

@@ -252,6 +252,9 @@ class Mask:
         layers that share the mask. Empty for a mask that needs none (every weight active), that is no linear layer's
         or that is not on the CPU, and in traced code that meets the mask before its plan is made.
         """
+        plan = self._plan
+        if plan is not None:
+            return plan
         if self._plan is None:
             if torch.compiler.is_compiling():
                 return []
@@ -350,9 +353,12 @@ class Mask:
 
 _planning = threading.Lock()
 
+# Weights below which a call costs more than anything that a plan could save.
+_PLANNED = 4096
+
 
 def _make_plan(mask: Mask) -> list[Tensor]:
-    if len(mask.shape) != 2 or mask.device.type != "cpu" or mask.structure == "full" or mask.numel == 0:
+    if len(mask.shape) != 2 or mask.device.type != "cpu" or mask.structure == "full" or mask.numel < _PLANNED:
         return []
     rows, columns = mask.shape
     with torch.inference_mode(False):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from .. import ops, reference
@@ -10,10 +12,18 @@ from ..mask import Mask, describe
 from . import _check
 
 
-def _kernels(input: Tensor, weight: Tensor, mask: Mask | Tensor, bias: Tensor | None) -> Tensor:
+def _kernels(
+    input: Tensor, weight: Tensor, mask: Mask | Tensor, bias: Tensor | None, packed: Sequence[Tensor] = ()
+) -> Tensor:
     if isinstance(mask, Mask):
-        return ops.masked_linear(input, weight, mask.bits, mask.plan, bias)
+        return ops.masked_linear(input, weight, mask.bits, [*mask.plan, *packed], bias)
     return ops.soft_masked_linear(input, weight, mask, bias)
+
+
+def _reference(
+    input: Tensor, weight: Tensor, mask: Mask | Tensor, bias: Tensor | None, packed: Sequence[Tensor] = ()
+) -> Tensor:
+    return reference.masked_linear(input, weight, mask, bias)
 
 
 register(
@@ -24,7 +34,7 @@ register(
         lambda device: None if device in ("cpu", "meta") else "serves tensors on the CPU only",
     )
 )
-register(Backend("reference", {"masked_linear": reference.masked_linear}, lambda device: None))
+register(Backend("reference", {"masked_linear": _reference}, lambda device: None))
 
 
 def masked_linear(input: Tensor, weight: Tensor, mask: Mask | Tensor, bias: Tensor | None = None) -> Tensor:
@@ -53,6 +63,13 @@ def masked_linear(input: Tensor, weight: Tensor, mask: Mask | Tensor, bias: Tens
         ValueError: shapes or devices that do not fit.
         RuntimeError: the backend asked for cannot run on the input's device.
     """
+    return checked_masked_linear(input, weight, mask, bias)
+
+
+def checked_masked_linear(
+    input: Tensor, weight: Tensor, mask: Mask | Tensor, bias: Tensor | None, packed: Sequence[Tensor] = ()
+) -> Tensor:
+    """`masked_linear` of a weight that may have been packed: `packed` is what the op `masked_linear_pack` gave."""
     _check.floating(input, "input")
     _check.floating(weight, "weight")
     if weight.dim() != 2:
@@ -71,4 +88,5 @@ def masked_linear(input: Tensor, weight: Tensor, mask: Mask | Tensor, bias: Tens
         _check.same("bias", bias, "weight", weight)
         if bias.shape != weight.shape[:1]:
             raise ValueError(f"bias must have shape {[weight.shape[0]]}, got {describe(bias)}")
-    return choose("masked_linear", input.device.type).ops["masked_linear"](input, weight, mask, bias)
+    run = choose("masked_linear", input.device.type).ops["masked_linear"]
+    return run(input, weight, mask, bias, packed) if packed else run(input, weight, mask, bias)

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import ops
+from ..backends import requested
 from ..functional._check import mask_of
-from ..functional.masked_linear import masked_linear
+from ..functional.masked_linear import checked_masked_linear
 from ..mask import Mask
 
 _KEY = "mask_bits"
@@ -42,6 +44,7 @@ class MaskedLinear(nn.Linear):
         super().__init__(in_features, out_features, bias, device, dtype)
         self._mask = self._placed(Mask.full((out_features, in_features)))
         self._retain = False
+        self._packed: list[Tensor] = []
         if mask is not None:
             self.set_mask(mask)
 
@@ -116,6 +119,7 @@ class MaskedLinear(nn.Linear):
             mask = self._placed(mask)
         checked = mask_of(mask, self.weight)
         assert isinstance(checked, Mask)
+        self.unpack()
         self._mask = self._placed(checked)
         self._retain = bool(retain)
         self._zero_masked()
@@ -128,7 +132,51 @@ class MaskedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """`input` `[..., in_features]` -> `[..., out_features]`; see `maskfuse.masked_linear`."""
-        return masked_linear(input, self.weight, self._mask, self.bias)
+        weight, bias, mask, packed = self.weight, self.bias, self._mask, self._packed
+        if type(input) is Tensor and input.is_cpu and weight.is_cpu and ops.plain() and requested() is None:
+            # The short way to the op, which checks its operands as well; where it refuses, the long way says why.
+            plan = [*mask.plan, *packed] if packed else mask.plan
+            try:
+                if torch.is_grad_enabled() and (
+                    weight.requires_grad or input.requires_grad or (bias is not None and bias.requires_grad)
+                ):
+                    return ops.masked_linear.record(input, weight, mask.bits, plan, bias)
+                return ops.masked_linear_unrecorded(input, weight, mask.bits, plan, bias)
+            except RuntimeError:
+                pass
+        return checked_masked_linear(input, weight, mask, bias, packed)
+
+    def pack(self) -> MaskedLinear:
+        """Copies the active weights together, so that calls with at most 16 rows read nothing else; returns itself.
+
+        For inference on the CPU: a copy does not follow the weight. `unpack`, `set_mask`, `load_state_dict`, `train`
+        and every move or cast of the layer drop it; call `unpack` before changing the weight in place. Elsewhere than
+        on the CPU, and where every weight is active, there is nothing to gain and nothing is packed.
+        """
+        self.unpack()
+        if self.weight.device.type == "cpu" and self._mask.plan:
+            self._packed = torch.ops.maskfuse.masked_linear_pack(self.weight.detach(), self._mask.bits)
+        return self
+
+    def unpack(self) -> MaskedLinear:
+        """Drops what `pack` copied; returns itself."""
+        self._packed = []
+        return self
+
+    @property
+    def packed_nbytes(self) -> int:
+        """Bytes that the packed weight takes, 0 where there is none."""
+        return sum(t.numel() * t.element_size() for t in self._packed)
+
+    def train(self, mode: bool = True) -> MaskedLinear:
+        """Sets the mode, as `nn.Module.train` does; training drops the packed weight."""
+        if mode:
+            self.unpack()
+        return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles carry no packed weight."""
+        return {**self.__dict__, "_packed": []}
 
     def extra_repr(self) -> str:
         """`nn.Linear`'s, with density and structure of the mask."""
@@ -155,6 +203,7 @@ class MaskedLinear(nn.Linear):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MaskedLinear:
         # `fn` may cast or leave memory uninitialised (to_empty): the bits only follow the device.
         super()._apply(fn, recurse)
+        self.unpack()
         self._mask = self._placed(self._mask)
         return self
 
@@ -172,6 +221,7 @@ class MaskedLinear(nn.Linear):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
+        self.unpack()
         key = prefix + _KEY
         saved = state_dict.get(key)
         mask = self._mask

@@ -5,13 +5,21 @@ Importing this package loads the compiled libraries and registers everything.
 
 from .. import _library as _library
 from . import mask as mask
-from .masked_linear import masked_linear, masked_linear_input_grad, masked_linear_weight_grad
+from .autograd import plain
+from .masked_linear import (
+    masked_linear,
+    masked_linear_input_grad,
+    masked_linear_unrecorded,
+    masked_linear_weight_grad,
+)
 from .soft_masked_linear import soft_masked_linear, soft_masked_linear_input_grad, soft_masked_linear_weight_grad
 
 __all__ = [
     "masked_linear",
     "masked_linear_input_grad",
+    "masked_linear_unrecorded",
     "masked_linear_weight_grad",
+    "plain",
     "soft_masked_linear",
     "soft_masked_linear_input_grad",
     "soft_masked_linear_weight_grad",

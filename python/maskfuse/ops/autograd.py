@@ -34,6 +34,16 @@ def _transformed(args: Sequence[Any]) -> bool:
     )
 
 
+_is_compiling = torch.compiler.is_compiling
+_func_is_active = torch._C._are_functorch_transforms_active
+_casts = torch._C._is_any_autocast_enabled
+
+
+def plain() -> bool:
+    """True where an op is just an op: nothing traces, transforms or casts it, and no forward-mode level is open."""
+    return not (_is_compiling() or _func_is_active() or _casts() or forward_ad._current_level >= 0)
+
+
 def _recorded(args: Sequence[Any]) -> bool:
     return torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in args)
 
@@ -170,7 +180,11 @@ def multilinear(name: str, gradients: dict[int, Product], bias: int | None = Non
         # Function.apply has a cost of its own, so it is skipped where nothing would use it.
         return recorded.apply(*flatten(args)) if _recorded(args) else below_autograd(args)
 
+    def record(*args: Any) -> Tensor:
+        return recorded.apply(*flatten(args))
+
     call.__name__ = name
+    call.record = record  # type: ignore[attr-defined]
     return call
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from .autograd import Product, multilinear, vmap_rows
 
 
+@torch.library.register_fake("maskfuse::masked_linear_unrecorded")
 @torch.library.register_fake("maskfuse::masked_linear")
 def _(input: Tensor, weight: Tensor, bits: Tensor, plan: list[Tensor], bias: Tensor | None) -> Tensor:
     torch._check(input.shape[-1] == weight.shape[1], lambda: f"input {input.shape} does not fit weight {weight.shape}")
@@ -51,6 +52,9 @@ masked_linear_weight_grad: Product = multilinear(
         1: lambda v, grad: masked_linear_input_grad(v[0], grad, v[2], v[3]),
     },
 )
+
+# For callers that have seen that nothing is recorded, traced or transformed (`plain`).
+masked_linear_unrecorded = torch.ops.maskfuse.masked_linear_unrecorded.default._op
 
 vmap_rows("masked_linear", 0)
 vmap_rows("masked_linear_input_grad", 0)

@@ -1,0 +1,41 @@
+"""`pack` and `unpack`: fast inference for every masked layer of a model."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from torch import nn
+
+from .nn import MaskedLinear
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def _layers(model: nn.Module) -> list[MaskedLinear]:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    return [module for module in model.modules() if isinstance(module, MaskedLinear)]
+
+
+def pack(model: Model) -> Model:
+    """Packs the active weights of every masked layer, for inference with small batches; returns the model.
+
+    See `MaskedLinear.pack` for what drops the copies again.
+
+    Raises:
+        TypeError: `model` is no `nn.Module`.
+    """
+    for layer in _layers(model):
+        layer.pack()
+    return model
+
+
+def unpack(model: Model) -> Model:
+    """Drops what `pack` copied, as must be done before weights are changed in place; returns the model.
+
+    Raises:
+        TypeError: `model` is no `nn.Module`.
+    """
+    for layer in _layers(model):
+        layer.unpack()
+    return model
