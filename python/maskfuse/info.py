@@ -52,6 +52,7 @@ def build_info() -> dict[str, Any]:
 
 _KERNELS = {
     "naive": "three loops, one result at a time",
+    "decode": "packed weights: bits, columns or lines say what each active one meets; nothing else is read",
     "row_dot": "dot products over rows of the weight, mask applied in the load",
     "streamed": "rows of the weight streamed past sums held in cache, mask applied in the load",
     "accumulate": "active weights times lines of the batch; four rows at once where they share their columns",
@@ -124,8 +125,9 @@ def explain(
         if name != backend
     }
     in_features = mask.shape[1]
+    plan = [*mask.plan, *getattr(layer_or_mask, "_packed", ())]
     kernels = {
-        direction: torch.ops.maskfuse.masked_linear_kernel(direction, batch, mask.bits, in_features, mask.plan, dtype)
+        direction: torch.ops.maskfuse.masked_linear_kernel(direction, batch, mask.bits, in_features, plan, dtype)
         if backend == "cpu"
         else "torch.where and F.linear"
         for direction in ("forward", "input_grad", "weight_grad")

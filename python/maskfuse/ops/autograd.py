@@ -10,13 +10,19 @@ tangent.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-Product = Callable[..., Tensor]
+
+class Product(Protocol):
+    """A differentiable op. `record` is for callers who know that a gradient is asked for and nothing else is."""
+
+    record: Callable[..., Tensor]
+
+    def __call__(self, *args: Any) -> Tensor: ...
 
 
 @torch.compiler.assume_constant_result
@@ -48,7 +54,7 @@ def _recorded(args: Sequence[Any]) -> bool:
     return torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in args)
 
 
-def multilinear(name: str, gradients: dict[int, Product], bias: int | None = None) -> Product:
+def multilinear(name: str, gradients: dict[int, Callable[..., Tensor]], bias: int | None = None) -> Product:
     """Makes `maskfuse::name` differentiable and returns the function to call it by.
 
     `gradients[i]` maps (saved inputs..., output gradient) to the gradient of input `i`; it is called with the
@@ -184,8 +190,9 @@ def multilinear(name: str, gradients: dict[int, Product], bias: int | None = Non
         return recorded.apply(*flatten(args))
 
     call.__name__ = name
-    call.record = record  # type: ignore[attr-defined]
-    return call
+    product = cast(Product, call)
+    product.record = record
+    return product
 
 
 def vmap_rows(name: str, row_operand: int) -> None:
