@@ -33,37 +33,28 @@ int64_t step_of(int64_t size, int64_t parts, int64_t most, int64_t unit) {
   return round_up(ceil_div(part, ceil_div(part, most)), unit);
 }
 
+Grid grid_of(int64_t m, int64_t n, int64_t m_step, int64_t n_step) {
+  return {m, n, m_step, n_step, ceil_div(m, m_step), ceil_div(n, n_step)};
+}
+
 // Gives every thread a part of the columns, and of the rows where there are not enough columns.
 Grid split(const MaskedGemm& g, int64_t m_unit, int64_t n_unit, int64_t most_columns, int threads) {
   const int64_t work = g.m * g.n * std::max<int64_t>(g.k, 1) / kWorthAThread;
   const int64_t parts = std::min<int64_t>(threads, std::max<int64_t>(1, work));
   const int64_t units = ceil_div(g.n, n_unit);
   const int64_t first = std::max<int64_t>(1, std::min(parts, units)), second = std::max<int64_t>(1, parts / first);
-  Grid grid;
-  grid.m_step = step_of(g.m, second, kUnlimited, m_unit);
-  grid.n_step = step_of(g.n, first, most_columns, n_unit);
-  grid.m_tasks = ceil_div(g.m, grid.m_step);
-  grid.n_tasks = ceil_div(g.n, grid.n_step);
-  return grid;
-}
-
-Grid grid_of(int64_t m, int64_t n, int64_t m_step, int64_t n_step) {
-  return {m_step, n_step, ceil_div(m, m_step), ceil_div(n, n_step)};
+  return grid_of(g.m, g.n, step_of(g.m, second, kUnlimited, m_unit), step_of(g.n, first, most_columns, n_unit));
 }
 
 // Sizes of what the kernels work in, which masked_linear_lanes.h lays out.
 struct Sizes {
-  int64_t element, lanes, vector;  // bytes of a sum; lanes a block; lanes a vector
+  int64_t element, unit, vector;  // bytes of a sum; lanes a unit, lanes a vector
 
   Sizes(const MaskedGemm& g, const MaskedLinearKernels& table)
-      : element(g.dtype == Dtype::f64 ? 8 : 4), lanes(kBlockBytes / element), vector(table.vector_bytes / element) {}
+      : element(g.dtype == Dtype::f64 ? 8 : 4), unit(kUnitBytes / element), vector(table.vector_bytes / element) {}
 
-  size_t shared(int64_t batch, int64_t columns) const {
-    const int64_t rest = batch % lanes;
-    int64_t last = rest > 0 ? vector : 0;
-    while (last < rest) last *= 2;
-    return (size_t)((batch - rest + last) * columns * element);
-  }
+  int64_t lanes() const { return unit * kBlockUnits; }
+  size_t shared(int64_t batch, int64_t columns) const { return (size_t)(round_up(batch, unit) * columns * element); }
   // Room for values, and for stores of four vectors that run over their end.
   size_t values(int64_t count) const { return (size_t)((count + 4 * vector) * element); }
 };
@@ -82,15 +73,15 @@ void schedule_accumulate(Schedule& s, const MaskedGemm& g, const MaskedLinearKer
   s.task = table.accumulate[g.pass == Pass::input_grad][(int)g.dtype][!has_bits];
   s.first_task = table.lanes[(int)g.dtype];
   s.panel = g.plan ? g.plan->header->panel : dense_panel(kDensePanel, g.n, g.k, threads);
-  const int64_t panels = ceil_div(g.n, s.panel), blocks = ceil_div(g.m, sizes.lanes);
+  const int64_t panels = ceil_div(g.n, s.panel), blocks = ceil_div(g.m, sizes.lanes());
   // Tasks are as many panels as leave their values in cache and every thread two tasks; where panels are fewer than
   // threads, the batch is split as well.
   const int64_t average =
       std::max<int64_t>(1, (g.plan ? g.plan->header->values : g.n * g.k) / std::max<int64_t>(1, panels));
   const int64_t together = std::max<int64_t>(1, std::min(kTaskValues / average, panels / (2 * threads)));
   const int64_t parts = std::min(blocks, ceil_div(threads, std::max<int64_t>(1, panels)));
-  s.grid = grid_of(g.m, g.n, ceil_div(blocks, parts) * sizes.lanes, together * s.panel);
-  s.first = grid_of(g.m, g.k, sizes.lanes, 256);
+  s.grid = grid_of(blocks, g.n, ceil_div(blocks, parts), together * s.panel);
+  s.first = grid_of(blocks, g.k, 1, 256);
   s.shared_bytes = sizes.shared(g.m, g.k);
   int64_t most = together * s.panel * g.k;
   if (g.plan) {
@@ -101,7 +92,7 @@ void schedule_accumulate(Schedule& s, const MaskedGemm& g, const MaskedLinearKer
       most = std::max<int64_t>(most, (int64_t)g.plan->tiles[end * chunks].value - g.plan->tiles[p * chunks].value);
     }
   }
-  s.scratch_bytes = (size_t)(s.panel * kBlockBytes) + sizes.values(most);
+  s.scratch_bytes = (size_t)(s.panel * (kBlockUnits * kUnitBytes)) + sizes.values(most);
 }
 
 void schedule_weight_grad(Schedule& s, const MaskedGemm& g, const MaskedLinearKernels& table, int threads) {
@@ -114,9 +105,10 @@ void schedule_weight_grad(Schedule& s, const MaskedGemm& g, const MaskedLinearKe
     s.first_task = table.lanes[(int)g.dtype];
     s.panel = g.plan->header->panel;
     s.grid = grid_of(g.m, g.n, s.panel, std::max<int64_t>(1, g.n));
-    s.first = grid_of(g.k, g.n, sizes.lanes, 256);
+    s.first = grid_of(ceil_div(g.k, sizes.lanes()), g.n, 1, 256);
     s.shared_bytes = sizes.shared(g.k, g.n);
-    s.scratch_bytes = 2 * (size_t)(s.panel * kBlockBytes) + sizes.values(g.plan->header->most_panel_values);
+    s.scratch_bytes =
+        2 * (size_t)(s.panel * (kBlockUnits * kUnitBytes)) + sizes.values(g.plan->header->most_panel_values);
     return;
   }
   s.kernel = Kernel::tiled;
@@ -124,9 +116,9 @@ void schedule_weight_grad(Schedule& s, const MaskedGemm& g, const MaskedLinearKe
   s.panel = dense_panel(kTiledRows, g.m, g.k, 1);
   const int64_t panels = ceil_div(g.m, s.panel);
   const int64_t parts = ceil_div(2 * threads, std::max<int64_t>(1, panels));
-  s.grid = grid_of(g.m, g.n, s.panel, round_up(ceil_div(g.n, parts), sizes.lanes));
-  s.scratch_bytes =
-      (size_t)((kTiledChunk + kTiledRows) * kBlockBytes) + sizes.values(round_up(s.panel, sizes.vector) * g.k);
+  s.grid = grid_of(g.m, g.n, s.panel, round_up(ceil_div(g.n, parts), sizes.lanes()));
+  s.scratch_bytes = (size_t)((kTiledChunk + kTiledRows) * (kBlockUnits * kUnitBytes)) +
+                    sizes.values(round_up(s.panel, sizes.vector) * g.k);
 }
 
 }  // namespace
@@ -183,11 +175,9 @@ Schedule schedule(const MaskedGemm& g, Isa isa, int threads) {
 
 void run_task(const MaskedGemm& g, const Schedule& s, int phase, int64_t index, void* shared, void* scratch) {
   const Grid& grid = phase == 0 ? s.first : s.grid;
-  // The first phase covers the operand that is laid out: batch x columns.
-  const bool grad = g.pass == Pass::weight_grad;
-  const int64_t m = phase == 1 ? g.m : grad ? g.k : g.m, n = phase == 1 ? g.n : grad ? g.n : g.k;
   const int64_t m0 = index % grid.m_tasks * grid.m_step, n0 = index / grid.m_tasks * grid.n_step;
-  const Part part{m0, std::min(m0 + grid.m_step, m), n0, std::min(n0 + grid.n_step, n), s.panel, shared, scratch};
+  const Part part{m0,     std::min(m0 + grid.m_step, grid.m), n0, std::min(n0 + grid.n_step, grid.n), s.panel, shared,
+                  scratch};
   (phase == 0 ? s.first_task : s.task)(g, part);
 }
 

@@ -67,7 +67,8 @@ enum class Kernel : int32_t {
   tiled,       // weight_grad: register tiles, those that the mask leaves empty skipped
 };
 
-// What one call of a kernel computes: half-open ranges of the result, and where it may work.
+// What one call of a kernel computes: half-open ranges of rows and columns of the result, or, for kernels with
+// activations in lanes, of blocks of the batch; and where it may work.
 struct Part {
   int64_t m0, m1, n0, n1;
   int64_t panel;  // rows of the index that are handled together, where there is no plan to say it
@@ -86,8 +87,8 @@ inline constexpr int64_t kDecodeRows = 16, kGatherRows = 3;
 // Elements of scratch that a streamed task keeps its sums in: 16 KiB of floats, half a first-level cache.
 inline constexpr int64_t kStreamSums = 4096;
 
-// Bytes of batch in a line of a whole block: see masked_linear_lanes.h.
-inline constexpr int64_t kBlockBytes = 256;
+// Bytes of batch in a unit, and units in a whole block: see masked_linear_lanes.h.
+inline constexpr int64_t kUnitBytes = 64, kBlockUnits = 4;
 
 // Without a plan: columns a tile, 32 KiB of lines, and rows a panel at most.
 inline constexpr int64_t kDenseChunk = 128, kDensePanel = 128;
@@ -106,10 +107,9 @@ struct MaskedLinearKernels {
   int32_t vector_bytes;
 };
 
-// How a range of the result, or of the operand to be laid out, is cut: task t has rows t % m_tasks, columns t /
-// m_tasks.
+// How a range of m x n is cut: task t has part t % m_tasks of m and part t / m_tasks of n.
 struct Grid {
-  int64_t m_step, n_step, m_tasks, n_tasks;
+  int64_t m, n, m_step, n_step, m_tasks, n_tasks;
   int64_t tasks() const { return m_tasks * n_tasks; }
 };
 

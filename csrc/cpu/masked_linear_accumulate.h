@@ -112,47 +112,44 @@ static void accumulate_tile(const Tile& tile, const typename V::S* x, int64_t ah
   }
 }
 
-// The operand whose rows are the batch, in lanes: one block, some columns of it. Part: m the batch, n the columns.
+// The operand whose rows are the batch, in lanes. Part: m blocks of the batch, n columns.
 template <class V, class T>
 static void lanes_task(const MaskedGemm& g, const Part& part) {
-  constexpr int kLanes = Lanes<V>::kLanes;
   const bool grad = g.pass == Pass::weight_grad;
   const int64_t batch = grad ? g.k : g.m, columns = grad ? g.n : g.k;
-  const T* from = (const T*)(grad ? g.b : g.a);
+  const T* from = (const T*)(grad ? g.b : g.a) + part.n0;
   const int64_t ld = grad ? g.b_ld : g.a_ld;
-  for (int64_t m = part.m0; m < part.m1; m += kLanes) {
-    const int64_t rows = min64(kLanes, batch - m);
-    const int vectors = Lanes<V>::vectors(rows);
-    typename V::S* lanes = (typename V::S*)part.shared + m * columns + part.n0 * vectors * V::W;
-    to_lanes<V>(from + m * ld + part.n0, ld, rows, part.n1 - part.n0, vectors, lanes);
+  for (int64_t m = part.m0; m < part.m1; ++m) {
+    const BatchBlock block = batch_block<V>(batch, m);
+    typename V::S* lanes = (typename V::S*)part.shared + block.begin * columns + part.n0 * block.vectors * V::W;
+    to_lanes<V>(from + block.begin * ld, ld, block.rows, part.n1 - part.n0, block.vectors, lanes);
   }
 }
 
-// Part: m whole blocks of the batch, n whole panels, whose values fit the second-level cache.
+// Part: m blocks of the batch, n whole panels, whose values fit the second-level cache.
 template <class V, class T, bool kTransposed, MaskKind kMask>
 static void accumulate_task(const MaskedGemm& g, const Part& part) {
   using S = typename V::S;
-  constexpr int W = V::W, kLanes = Lanes<V>::kLanes;
+  constexpr int W = V::W;
   const Tiles tiles(g, part);
   S* const y = (S*)part.scratch;
-  S* const values = y + tiles.panel * kLanes;
+  S* const values = y + tiles.panel * Lanes<V>::kLanes;
   S* to = values;
   for (int64_t n = part.n0; n < part.n1; n += tiles.panel) {
     panel_values<V, T, kTransposed, kMask>(g, tiles, n / tiles.panel, to);
     to += tiles.values(n / tiles.panel);
   }
-  for (int64_t m = part.m0; m < part.m1; m += kLanes) {
-    const int64_t rows = min64(kLanes, g.m - m);
-    const int vectors = Lanes<V>::vectors(rows);
-    const S* const x = (const S*)part.shared + m * g.k;
+  for (int64_t m = part.m0; m < part.m1; ++m) {
+    const BatchBlock block = batch_block<V>(g.m, m);
+    const S* const x = (const S*)part.shared + block.begin * g.k;
     const S* from = values;
     for (int64_t n = part.n0; n < part.n1; n += tiles.panel) {
       const int64_t panel = n / tiles.panel, tall = min64(tiles.panel, g.n - n);
       for (int64_t r = 0; r < tall; ++r) {
         const auto start = g.bias ? V::set1((S)widen((const T*)g.bias + n + r)) : V::zero();
-        for (int v = 0; v < vectors; ++v) V::store(y + (r * vectors + v) * W, start);
+        for (int v = 0; v < block.vectors; ++v) V::store(y + (r * block.vectors + v) * W, start);
       }
-      for_vectors<V>(vectors, [&](auto number) {
+      for_vectors<V>(block.vectors, [&](auto number) {
         constexpr int kVectors = decltype(number)::value;
         Tile tile;
         for (int64_t c = 0; c < tiles.chunks(); ++c) {
@@ -162,7 +159,7 @@ static void accumulate_task(const MaskedGemm& g, const Part& part) {
                                        from + tile.value, y);
         }
       });
-      from_lanes<V>(y, vectors, rows, tall, (T*)g.c + m * g.c_ld + n, g.c_ld);
+      from_lanes<V>(y, block.vectors, block.rows, tall, (T*)g.c + block.begin * g.c_ld + n, g.c_ld);
       from += tiles.values(panel);
     }
   }

@@ -133,16 +133,19 @@ static void decode_task(const MaskedGemm& g, const Part& part) {
   using S = typename V::S;
   constexpr int W = V::W;
   S* const x = (S*)part.scratch;
-  S sums[kDecodeRows + W];
+  S sums[4 * W];
   if (g.packed->columns && g.m > kGatherRows) {
-    const int vectors = Lanes<V>::vectors(g.m);
-    to_lanes<V>((const T*)g.a, g.a_ld, g.m, g.k, vectors, x);
-    for (int64_t n = part.n0; n < part.n1; ++n) {
-      if (vectors == 1) line_row<V, T, 1>(g, n, x, sums);
-      if (vectors == 2) line_row<V, T, 2>(g, n, x, sums);
-      if (vectors == 4) line_row<V, T, 4>(g, n, x, sums);
-      for (int64_t m = 0; m < g.m; ++m) store_sum<V, T>(g, m, n, sums[m]);
-    }
+    const BatchBlock block = batch_block<V>(g.m, 0);
+    to_lanes<V>((const T*)g.a, g.a_ld, g.m, g.k, block.vectors, x);
+    for_vectors<V>(block.vectors, [&](auto number) {
+      constexpr int kVectors = decltype(number)::value;
+      if constexpr (kVectors <= 4) {  // kDecodeRows need no more
+        for (int64_t n = part.n0; n < part.n1; ++n) {
+          line_row<V, T, kVectors>(g, n, x, sums);
+          for (int64_t m = 0; m < g.m; ++m) store_sum<V, T>(g, m, n, sums[m]);
+        }
+      }
+    });
     return;
   }
   const int64_t ld = (g.k + W - 1) / W * W;

@@ -1,12 +1,12 @@
 // Activations with the batch in the lanes of a vector, and back.
 // Included by masked_linear_{avx2,avx512}.cpp only.
 //
-// A block is kBlockBytes of batch: 64 floats or 32 doubles. In a block, column c is a line of `pitch` lanes:
+// The batch is cut into units of 64 bytes, 16 floats or 8 doubles, and those into as few blocks of at most four as
+// hold them, as even as can be. In a block, column c is a line of all its lanes:
 //
-//   [block][column][lane]          lane l of block b is row b * kLanes + l of the matrix
+//   [block][column][lane]          lane l of a block is row `begin + l` of the matrix
 //
-// Every block but the last has pitch kLanes; the last one has as many whole vectors (1, 2, 4 or 8) as it needs, and
-// zeros in the lanes that have no row.
+// Lanes past the last row hold zeros.
 #pragma once
 
 #include "masked_linear_weight.h"
@@ -14,29 +14,40 @@
 namespace maskfuse {
 namespace {
 
-template <class V>
-struct Lanes {
-  static constexpr int kLanes = kBlockBytes / (int)sizeof(typename V::S);
-  static constexpr int kVectors = kLanes / V::W;  // 4 in AVX-512, 8 in AVX2
-  // Vectors of a block with `rows` rows.
-  static int vectors(int64_t rows) {
-    int vectors = 1;
-    while (vectors * V::W < rows && vectors < kVectors) vectors *= 2;
-    return vectors;
-  }
+// One block of the batch.
+struct BatchBlock {
+  int64_t begin, rows;  // in the matrix; `begin` is also how many lanes lie before it
+  int vectors;          // a line
 };
 
-// Calls f.template operator()<vectors>() for the vectors of a block.
+template <class V>
+static inline int64_t batch_blocks(int64_t batch) {
+  return ceil_div(batch, kBlockUnits * kUnitBytes / (int)sizeof(typename V::S));
+}
+
+template <class V>
+static inline BatchBlock batch_block(int64_t batch, int64_t block) {
+  constexpr int64_t kUnit = kUnitBytes / (int)sizeof(typename V::S);
+  const int64_t units = ceil_div(batch, kUnit), blocks = ceil_div(units, kBlockUnits);
+  const int64_t begin = block * units / blocks, end = (block + 1) * units / blocks;
+  return {begin * kUnit, min64(end * kUnit, batch) - begin * kUnit, (int)((end - begin) * kUnit / V::W)};
+}
+
+// Lanes of a whole block, and vectors of one.
+template <class V>
+struct Lanes {
+  static constexpr int kLanes = kBlockUnits * kUnitBytes / (int)sizeof(typename V::S);
+  static constexpr int kVectors = kLanes / V::W;  // 4 in AVX-512, 8 in AVX2
+};
+
+// Calls f(Int<vectors>) for the vectors of a block: one to four units.
 template <class V, class F>
 static inline void for_vectors(int vectors, F&& f) {
-  if (vectors == 1) return f(Int<1>{});
-  if (vectors == 2) return f(Int<2>{});
-  if constexpr (Lanes<V>::kVectors == 4) {
-    f(Int<4>{});
-  } else {
-    if (vectors == 4) return f(Int<4>{});
-    f(Int<8>{});
-  }
+  constexpr int kUnit = Lanes<V>::kVectors / kBlockUnits;
+  if (vectors == kUnit) return f(Int<kUnit>{});
+  if (vectors == 2 * kUnit) return f(Int<2 * kUnit>{});
+  if (vectors == 3 * kUnit) return f(Int<3 * kUnit>{});
+  f(Int<4 * kUnit>{});
 }
 
 // lanes[c][row] = a[row][c] for columns [0, columns) of `rows` rows.

@@ -122,16 +122,15 @@ static void sampled_task(const MaskedGemm& g, const Part& part) {
   for (int64_t m = part.m0; m < part.m1; m += tiles.panel) {
     const int64_t panel = m / tiles.panel, tall = min64(tiles.panel, g.m - m);
     const PlanTile* first = tiles.plan->tiles + panel * tiles.chunks();
-    const int64_t count = first[tiles.chunks()].value - first[0].value;
-    for (int64_t i = 0; i < count; i += V::W) V::store(values + i, V::zero());
+    const int64_t total = first[tiles.chunks()].value - first[0].value;
+    for (int64_t i = 0; i < total; i += V::W) V::store(values + i, V::zero());
 
-    const auto blocks = [&](int64_t k, int vectors, auto number_of_vectors, auto number_of_blocks) {
+    const auto sample = [&](const BatchBlock* blocks, auto number_of_vectors, auto number_of_blocks) {
       constexpr int kVectors = decltype(number_of_vectors)::value, kBlocks = decltype(number_of_blocks)::value;
       const S* dy[kBlocks];
       for (int b = 0; b < kBlocks; ++b) {
-        const int64_t k0 = k + b * kLanes, rows = min64(kLanes, g.k - k0);
         S* const to = dy_lanes + b * tiles.panel * kLanes;
-        to_lanes<V>((const T*)g.a + k0 * g.a_ld + m, g.a_ld, rows, tall, vectors, to);
+        to_lanes<V>((const T*)g.a + blocks[b].begin * g.a_ld + m, g.a_ld, blocks[b].rows, tall, kVectors, to);
         dy[b] = to;
       }
       Tile tile;
@@ -139,16 +138,22 @@ static void sampled_task(const MaskedGemm& g, const Part& part) {
         tiles.at(panel, c, tile);
         const S* x[kBlocks];
         for (int b = 0; b < kBlocks; ++b)
-          x[b] = (const S*)part.shared + (k + b * kLanes) * g.n + tile.column0 * kVectors * V::W;
+          x[b] = (const S*)part.shared + blocks[b].begin * g.n + tile.column0 * kVectors * V::W;
         sample_tile<V, kVectors, kBlocks>(tile, x, dy, values + tile.value);
       }
     };
-    int64_t k = 0;
-    // Two whole blocks at once; the last one may be short, with fewer vectors.
-    for (; g.k - k >= 2 * kLanes; k += 2 * kLanes) blocks(k, Lanes<V>::kVectors, Int<Lanes<V>::kVectors>{}, Int<2>{});
-    for (; k < g.k; k += kLanes) {
-      const int vectors = Lanes<V>::vectors(min64(kLanes, g.k - k));
-      for_vectors<V>(vectors, [&](auto number) { blocks(k, vectors, number, Int<1>{}); });
+    // Two blocks at once where they have as many vectors: their sums are joined together.
+    const int64_t count = batch_blocks<V>(g.k);
+    for (int64_t k = 0; k < count;) {
+      const BatchBlock blocks[2] = {batch_block<V>(g.k, k), batch_block<V>(g.k, k + 1 < count ? k + 1 : k)};
+      const bool pair = k + 1 < count && blocks[1].vectors == blocks[0].vectors;
+      for_vectors<V>(blocks[0].vectors, [&](auto number) {
+        if (pair)
+          sample(blocks, number, Int<2>{});
+        else
+          sample(blocks, number, Int<1>{});
+      });
+      k += pair ? 2 : 1;
     }
     scatter_values<V, T>(g, tiles, panel, values);
   }

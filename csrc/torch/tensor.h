@@ -1,13 +1,12 @@
 // What every op needs to turn tensors into pointers and sizes: one place for checks and their wording.
 #pragma once
 
+#include <sys/mman.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
-
-#include <sys/mman.h>
 
 #include <algorithm>
 #include <optional>
