@@ -101,9 +101,10 @@ PLAN = [ops.mask_plan(BITS, 8), ops.mask_plan(ops.mask_transpose(BITS, 8), 5)]
         (lambda: ops.mask_unpack(BITS, 99), r"bits must have shape \[5, 4\], got \[5, 1\]"),
         (lambda: ops.mask_structure(BITS, 8, 3), "multiple of inner"),
         (
-            lambda: ops.masked_linear_kernel("sideways", 1, BITS, 8, [], torch.float32),
+            lambda: ops.masked_linear_candidates("sideways", 1, BITS, 8, [], torch.float32),
             "forward, input_grad or weight_grad",
         ),
+        (lambda: ops.prefer_masked_linear_kernel("fastest"), "no kernel fastest"),
         (lambda: ops.set_cpu_level("sse9"), "expected scalar, avx2 or avx512"),
     ],
 )

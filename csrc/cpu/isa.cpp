@@ -77,4 +77,13 @@ int64_t first_level_cache() {
   return 32 << 10;
 }
 
+bool library_is_faster() {
+#ifdef MASKFUSE_X86
+  __builtin_cpu_init();
+  return __builtin_cpu_is("intel");
+#else
+  return true;
+#endif
+}
+
 }  // namespace maskfuse

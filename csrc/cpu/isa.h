@@ -25,4 +25,7 @@ void isa_set(const char* name);
 // Bytes of the first-level data cache of this machine; 32 KiB where it does not say.
 int64_t first_level_cache();
 
+// True where torch's own library multiplies full matrices faster than the kernels here: MKL on Intel's processors.
+bool library_is_faster();
+
 }  // namespace maskfuse

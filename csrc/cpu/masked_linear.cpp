@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "masked_linear_planner.h"
+
 namespace maskfuse {
 namespace {
 
@@ -55,6 +57,8 @@ struct Sizes {
 
   int64_t lanes() const { return unit * kBlockUnits; }
   size_t shared(int64_t batch, int64_t columns) const { return (size_t)(round_up(batch, unit) * columns * element); }
+  // A line of `rows` rows each, for a whole block.
+  size_t block(int64_t rows) const { return (size_t)(rows * kBlockUnits * kUnitBytes); }
   // Room for values, and for stores of four vectors that run over their end.
   size_t values(int64_t count) const { return (size_t)((count + 4 * vector) * element); }
 };
@@ -69,7 +73,6 @@ int64_t dense_panel(int64_t most, int64_t rows, int64_t columns, int threads) {
 void schedule_accumulate(Schedule& s, const MaskedGemm& g, const MaskedLinearKernels& table, int threads) {
   const Sizes sizes(g, table);
   const bool has_bits = g.bits != nullptr;
-  s.kernel = Kernel::accumulate;
   s.task = table.accumulate[g.pass == Pass::input_grad][(int)g.dtype][!has_bits];
   s.first_task = table.lanes[(int)g.dtype];
   s.panel = g.plan ? g.plan->header->panel : dense_panel(kDensePanel, g.n, g.k, threads);
@@ -92,33 +95,43 @@ void schedule_accumulate(Schedule& s, const MaskedGemm& g, const MaskedLinearKer
       most = std::max<int64_t>(most, (int64_t)g.plan->tiles[end * chunks].value - g.plan->tiles[p * chunks].value);
     }
   }
-  s.scratch_bytes = (size_t)(s.panel * (kBlockUnits * kUnitBytes)) + sizes.values(most);
+  s.scratch_bytes = sizes.block(s.panel) + sizes.values(most);
 }
 
-void schedule_weight_grad(Schedule& s, const MaskedGemm& g, const MaskedLinearKernels& table, int threads) {
+void schedule_sampled(Schedule& s, const MaskedGemm& g, const MaskedLinearKernels& table) {
   const Sizes sizes(g, table);
-  const bool has_bits = g.bits != nullptr;
-  const double listed = g.plan ? (double)g.plan->header->values / ((double)g.m * (double)g.n) : 1;
-  if (g.plan && listed < 0.34) {
-    s.kernel = Kernel::sampled;
-    s.task = table.sampled[(int)g.dtype];
-    s.first_task = table.lanes[(int)g.dtype];
-    s.panel = g.plan->header->panel;
-    s.grid = grid_of(g.m, g.n, s.panel, std::max<int64_t>(1, g.n));
-    s.first = grid_of(ceil_div(g.k, sizes.lanes()), g.n, 1, 256);
-    s.shared_bytes = sizes.shared(g.k, g.n);
-    s.scratch_bytes =
-        2 * (size_t)(s.panel * (kBlockUnits * kUnitBytes)) + sizes.values(g.plan->header->most_panel_values);
-    return;
-  }
-  s.kernel = Kernel::tiled;
-  s.task = table.tiled[(int)g.dtype][!has_bits];
+  s.task = table.sampled[(int)g.dtype];
+  s.first_task = table.lanes[(int)g.dtype];
+  s.panel = g.plan->header->panel;
+  s.grid = grid_of(g.m, g.n, s.panel, std::max<int64_t>(1, g.n));
+  s.first = grid_of(ceil_div(g.k, sizes.lanes()), g.n, 1, 256);
+  s.shared_bytes = sizes.shared(g.k, g.n);
+  s.scratch_bytes = 2 * sizes.block(s.panel) + sizes.values(g.plan->header->most_panel_values);
+}
+
+void schedule_tiled(Schedule& s, const MaskedGemm& g, const MaskedLinearKernels& table, int threads) {
+  const Sizes sizes(g, table);
+  s.task = table.tiled[(int)g.dtype][g.bits == nullptr];
   s.panel = dense_panel(kTiledRows, g.m, g.k, 1);
   const int64_t panels = ceil_div(g.m, s.panel);
   const int64_t parts = ceil_div(2 * threads, std::max<int64_t>(1, panels));
   s.grid = grid_of(g.m, g.n, s.panel, round_up(ceil_div(g.n, parts), sizes.lanes()));
-  s.scratch_bytes = (size_t)((kTiledChunk + kTiledRows) * (kBlockUnits * kUnitBytes)) +
-                    sizes.values(round_up(s.panel, sizes.vector) * g.k);
+  s.scratch_bytes = sizes.block(kTiledChunk + kTiledRows) + sizes.values(round_up(s.panel, sizes.vector) * g.k);
+}
+
+void schedule_decode(Schedule& s, const MaskedGemm& g, const MaskedLinearKernels& table, int threads) {
+  const Sizes sizes(g, table);
+  s.task = table.decode[(int)g.dtype];
+  // Parts small enough for a thread that was held up to leave work to the others.
+  const int64_t worth = std::max<int64_t>(16, kWorthAThread / std::max<int64_t>(1, g.k));
+  s.grid = grid_of(g.m, g.n, std::max<int64_t>(1, g.m), std::max(round_up(ceil_div(g.n, 4 * threads), 16), worth));
+  s.scratch_bytes = (size_t)(kDecodeRows * (g.k + sizes.vector) * sizes.element);
+}
+
+void schedule_few_rows(Schedule& s, const MaskedGemm& g, const MaskedLinearKernels& table, int threads) {
+  s.task = table.few_rows[g.pass != Pass::forward][(int)g.dtype][g.bits == nullptr];
+  s.grid = split(g, g.m, 64, kUnlimited, threads);  // 64 columns: threads do not share cache lines of C
+  s.scratch_bytes = s.kernel == Kernel::streamed ? kStreamSums * sizeof(double) : 0;
 }
 
 }  // namespace
@@ -144,31 +157,33 @@ const char* kernel_name(Kernel kernel) {
 }
 
 Schedule schedule(const MaskedGemm& g, Isa isa, int threads) {
+  Candidate list[kMostCandidates];
+  candidates(g, isa, threads, list);
   Schedule s{};
   s.isa = isa;
-  const bool has_bits = g.bits != nullptr;
-  const MaskedLinearKernels* table = kernels(isa);
-  if (table == nullptr) {
-    s.kernel = Kernel::naive;
-    s.task = masked_linear_naive(g.dtype, has_bits);
-    s.grid = split(g, 1, 1, kUnlimited, threads);
-  } else if (g.pass == Pass::weight_grad) {
-    schedule_weight_grad(s, g, *table, threads);
-  } else if (g.packed && g.m <= (g.packed->columns ? kDecodeRows : kFewRows)) {
-    const Sizes sizes(g, *table);
-    s.kernel = Kernel::decode;
-    s.task = table->decode[(int)g.dtype];
-    // Parts small enough for a thread that was held up to leave work to the others.
-    const int64_t worth = std::max<int64_t>(16, kWorthAThread / std::max<int64_t>(1, g.k));
-    s.grid = grid_of(g.m, g.n, std::max<int64_t>(1, g.m), std::max(round_up(ceil_div(g.n, 4 * threads), 16), worth));
-    s.scratch_bytes = (size_t)(kDecodeRows * (g.k + sizes.vector) * sizes.element);
-  } else if (g.m <= kFewRows) {
-    s.kernel = g.pass == Pass::forward ? Kernel::row_dot : Kernel::streamed;
-    s.task = table->few_rows[g.pass != Pass::forward][(int)g.dtype][!has_bits];
-    s.grid = split(g, kFewRows, 64, kUnlimited, threads);  // 64 columns: threads do not share cache lines of C
-    s.scratch_bytes = s.kernel == Kernel::streamed ? kStreamSums * sizeof(double) : 0;
-  } else {
-    schedule_accumulate(s, g, *table, threads);
+  s.kernel = list[0].kernel;
+  const MaskedLinearKernels* const table = kernels(isa);
+  switch (s.kernel) {
+    case Kernel::naive:
+      s.task = masked_linear_naive(g.dtype, g.bits != nullptr);
+      s.grid = split(g, 1, 1, kUnlimited, threads);
+      break;
+    case Kernel::row_dot:
+    case Kernel::streamed:
+      schedule_few_rows(s, g, *table, threads);
+      break;
+    case Kernel::decode:
+      schedule_decode(s, g, *table, threads);
+      break;
+    case Kernel::accumulate:
+      schedule_accumulate(s, g, *table, threads);
+      break;
+    case Kernel::sampled:
+      schedule_sampled(s, g, *table);
+      break;
+    case Kernel::tiled:
+      schedule_tiled(s, g, *table, threads);
+      break;
   }
   return s;
 }

@@ -164,21 +164,31 @@ static void sampled_task(const MaskedGemm& g, const Part& part) {
 //   for a panel of the weight's rows
 //     dY in fours of columns                                                   [four][batch][4], streamed from cache
 //     for a strip of kLanes columns
-//       which vectors of which fours the mask leaves empty: never computed
 //       for a chunk of the batch: the strip of X                               first-level cache
-//         for a four of rows: sums += dY x line
-//       sums, masked, to the result
+//         for a four of rows: sums += dY x line, in those vectors that have an active weight
+//         after the last chunk: sums, masked, to the result
 
+// Where the sums of a four come from and go to.
 template <class V>
-struct Four {
-  int count;                       // vectors with an active weight
-  int vector[Lanes<V>::kVectors];  // which
+struct Sums {
+  typename V::S* kept;  // [4][kLanes], between chunks
+  bool first, last;     // of the chunks: the sums start from zero; the result is written
 };
 
-// sums[4][kLanes] += values[length][4] x lines[length][kLanes], in kCount of the vectors.
-template <class V, int kCount>
-static inline void tile_vectors(const typename V::S* values, const typename V::S* x, int length, const int* vector,
-                                typename V::S* y) {
+// A vector of the result, masked.
+template <class V, class T, MaskKind kMask>
+static inline void store_masked(const MaskedGemm& g, int64_t row, int64_t column, int width, typename V::Reg sum) {
+  if constexpr (kMask == MaskKind::bits) sum = V::keep(sum, mask_at(g.bits + row * g.bits_ld, column));
+  if constexpr (kMask == MaskKind::factor)
+    sum = V::mul(sum, V::load_n((const T*)g.factor + row * g.factor_ld + column, width));
+  V::store_n((T*)g.c + row * g.c_ld + column, sum, width);
+}
+
+// sums[4][kLanes] += values[length][4] x lines[length][kLanes], in kCount of the vectors, of `used` rows from `row` on.
+template <class V, class T, MaskKind kMask, int kCount>
+static inline void tile_vectors(const MaskedGemm& g, const Part& part, int64_t row, int used, int64_t column,
+                                const typename V::S* values, const typename V::S* x, int length, const int* vector,
+                                const Sums<V>& sums) {
   using Reg = typename V::Reg;
   constexpr int W = V::W, kLanes = Lanes<V>::kLanes;
   Reg sum[4][kCount];
@@ -186,9 +196,14 @@ static inline void tile_vectors(const typename V::S* values, const typename V::S
 #pragma GCC unroll 4
   for (int v = 0; v < kCount; ++v) at[v] = vector[v] * W;
 #pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i)
+  for (int i = 0; i < 4; ++i) {
 #pragma GCC unroll 4
-    for (int v = 0; v < kCount; ++v) sum[i][v] = V::load(y + i * kLanes + at[v]);
+    for (int v = 0; v < kCount; ++v) {
+      sum[i][v] = sums.first ? V::zero() : V::load(sums.kept + i * kLanes + at[v]);
+      // The result's rows lie a page apart: their lines are asked for while the sums are made.
+      if (sums.last && i < used) __builtin_prefetch((const T*)g.c + (row + i) * g.c_ld + column + at[v], 1);
+    }
+  }
   for (int k = 0; k < length; ++k) {
     Reg line[kCount];
 #pragma GCC unroll 4
@@ -201,22 +216,13 @@ static inline void tile_vectors(const typename V::S* values, const typename V::S
     }
   }
 #pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i)
+  for (int i = 0; i < 4; ++i) {
 #pragma GCC unroll 4
-    for (int v = 0; v < kCount; ++v) V::store(y + i * kLanes + at[v], sum[i][v]);
-}
-
-template <class V>
-static inline void tile_four(const Four<V>& four, const typename V::S* values, const typename V::S* x, int length,
-                             typename V::S* y) {
-  constexpr int kMost = V::kRegisters / 8;  // vectors at once
-  for (int v = 0; v < four.count; v += kMost) {
-    const int count = (int)min64(kMost, four.count - v);
-    if (count == 1) tile_vectors<V, 1>(values, x, length, four.vector + v, y);
-    if (count == 2) tile_vectors<V, 2>(values, x, length, four.vector + v, y);
-    if constexpr (kMost == 4) {
-      if (count == 3) tile_vectors<V, 3>(values, x, length, four.vector + v, y);
-      if (count == 4) tile_vectors<V, 4>(values, x, length, four.vector + v, y);
+    for (int v = 0; v < kCount; ++v) {
+      if (!sums.last)
+        V::store(sums.kept + i * kLanes + at[v], sum[i][v]);
+      else if (i < used)
+        store_masked<V, T, kMask>(g, row + i, column + at[v], (int)min64(W, part.n1 - column - at[v]), sum[i][v]);
     }
   }
 }
@@ -226,10 +232,11 @@ template <class V, class T, MaskKind kMask>
 static void tiled_task(const MaskedGemm& g, const Part& part) {
   using S = typename V::S;
   constexpr int W = V::W, kSteps = W / 4, kLanes = Lanes<V>::kLanes, kVectors = Lanes<V>::kVectors;
+  constexpr int kMost = V::kRegisters / 8;  // vectors of four rows that registers hold
   const int64_t tall = part.m1 - part.m0, fours = ceil_div(tall, 4);
-  S* const x = (S*)part.scratch;              // [kTiledChunk][kLanes]
-  S* const y = x + kTiledChunk * kLanes;      // [rows][kLanes]
-  S* const values = y + kTiledRows * kLanes;  // [four][batch][4], whole vectors of rows
+  S* const x = (S*)part.scratch;                 // [kTiledChunk][kLanes]
+  S* const kept = x + kTiledChunk * kLanes;      // [rows][kLanes]
+  S* const values = kept + kTiledRows * kLanes;  // [four][batch][4], whole vectors of rows
   for (int64_t k = 0; k < g.k; k += kSteps) {
     for (int64_t r = 0; r < tall; r += W) {
       typename V::Reg rows[kSteps];
@@ -241,44 +248,53 @@ static void tiled_task(const MaskedGemm& g, const Part& part) {
         V::store_n(values + ((r / 4 + j) * g.k + k) * 4, rows[j], 4 * (int)min64(kSteps, g.k - k));
     }
   }
-  Four<V> active[kTiledRows / 4];
   for (int64_t n = part.n0; n < part.n1; n += kLanes) {
     const int64_t wide = min64(kLanes, part.n1 - n);
-    bool any_active = false;
-    for (int64_t f = 0; f < fours; ++f) {
-      active[f].count = 0;
-      for (int v = 0; v * W < wide; ++v) {
-        uint32_t any = kMask != MaskKind::bits;
-        if constexpr (kMask == MaskKind::bits)
-          for (int64_t r = 4 * f; r < min64(4 * f + 4, tall); ++r)
-            any |= mask_at(g.bits + (part.m0 + r) * g.bits_ld, n + v * W) & V::kAll;
-        if (any) active[f].vector[active[f].count++] = v;
-      }
-      any_active |= active[f].count > 0;
-    }
-    for (int64_t i = 0; i < 4 * fours * kVectors; ++i) V::store(y + i * W, V::zero());
-    for (int64_t k0 = 0; k0 < g.k && any_active; k0 += kTiledChunk) {
+    int64_t k0 = 0;
+    do {  // once even when there is no batch: zeros must be written
       const int length = (int)min64(kTiledChunk, g.k - k0);
+      const bool first = k0 == 0, last = k0 + kTiledChunk >= g.k;
       for (int k = 0; k < length; ++k)
         for (int v = 0; v < kVectors; ++v) {
           const int width = (int)min64(W, wide - v * W);
           V::store(x + k * kLanes + v * W,
                    width > 0 ? V::load_n((const T*)g.b + (k0 + k) * g.b_ld + n + v * W, width) : V::zero());
         }
-      for (int64_t f = 0; f < fours; ++f)
-        tile_four<V>(active[f], values + (f * g.k + k0) * 4, x, length, y + 4 * f * kLanes);
-    }
-    for (int64_t r = 0; r < tall; ++r) {
-      for (int64_t v = 0; v * W < wide; ++v) {
-        const int width = (int)min64(W, wide - v * W);
-        const int64_t row = part.m0 + r, column = n + v * W;
-        typename V::Reg sum = V::load(y + r * kLanes + v * W);
-        if constexpr (kMask == MaskKind::bits) sum = V::keep(sum, mask_at(g.bits + row * g.bits_ld, column));
-        if constexpr (kMask == MaskKind::factor)
-          sum = V::mul(sum, V::load_n((const T*)g.factor + row * g.factor_ld + column, width));
-        V::store_n((T*)g.c + row * g.c_ld + column, sum, width);
+      for (int64_t f = 0; f < fours; ++f) {
+        // The strip's next rows of X, or the next strip's first ones, one for each four.
+        const int64_t next_row = last ? f : k0 + kTiledChunk + f, next_column = last ? n + kLanes : n;
+        if (next_row < g.k && f < kTiledChunk && next_column < part.n1)
+          fetch<T>((const T*)g.b + next_row * g.b_ld + next_column, min64(kLanes, part.n1 - next_column));
+        const int64_t row = part.m0 + 4 * f;
+        const int used = (int)min64(4, part.m1 - row);
+        int active[kVectors], count = 0;
+        for (int v = 0; v * W < wide; ++v) {
+          uint32_t any = kMask != MaskKind::bits;
+          if constexpr (kMask == MaskKind::bits)
+            for (int i = 0; i < used; ++i) any |= mask_at(g.bits + (row + i) * g.bits_ld, n + v * W) & V::kAll;
+          if (any)
+            active[count++] = v;
+          else if (last)
+            for (int i = 0; i < used; ++i)
+              store_masked<V, T, MaskKind::none>(g, row + i, n + v * W, (int)min64(W, wide - v * W), V::zero());
+        }
+        const Sums<V> sums{kept + 4 * f * kLanes, first, last};
+        for (int v = 0; v < count; v += kMost) {
+          const auto run = [&](auto number) {
+            tile_vectors<V, T, kMask, decltype(number)::value>(g, part, row, used, n, values + (f * g.k + k0) * 4, x,
+                                                               length, active + v, sums);
+          };
+          const int now = (int)min64(kMost, count - v);
+          if (now == 1) run(Int<1>{});
+          if (now == 2) run(Int<2>{});
+          if constexpr (kMost == 4) {
+            if (now == 3) run(Int<3>{});
+            if (now == 4) run(Int<4>{});
+          }
+        }
       }
-    }
+      k0 += kTiledChunk;
+    } while (k0 < g.k);
   }
 }
 

@@ -10,12 +10,17 @@
 namespace maskfuse {
 namespace {
 
-// For 8 bits, which of the leading lanes goes to each lane; 8 where none does.
+// For 8 bits, which of the leading lanes goes to each lane, 8 where none does; and the inverse, 0 past the last bit.
 struct Expansion {
-  uint8_t lane[256][8];
-  constexpr Expansion() : lane() {
-    for (int bits = 0; bits < 256; ++bits)
-      for (int i = 0, next = 0; i < 8; ++i) lane[bits][i] = bits >> i & 1 ? (uint8_t)next++ : 8;
+  uint8_t lane[256][8], inverse[256][8];
+  constexpr Expansion() : lane(), inverse() {
+    for (int bits = 0; bits < 256; ++bits) {
+      int next = 0;
+      for (int i = 0; i < 8; ++i) {
+        lane[bits][i] = bits >> i & 1 ? (uint8_t)next : 8;
+        if (bits >> i & 1) inverse[bits][next++] = (uint8_t)i;
+      }
+    }
   }
 };
 static constexpr Expansion kExpansion;
@@ -79,6 +84,10 @@ struct F32x8 {
   static Reg expand(Reg a, uint32_t bits) {
     const __m256i from = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)kExpansion.lane[bits & kAll]));
     return keep(_mm256_permutevar8x32_ps(a, from), bits);
+  }
+  static Reg compress(Reg a, uint32_t bits) {
+    const __m256i from = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)kExpansion.inverse[bits & kAll]));
+    return _mm256_permutevar8x32_ps(a, from);
   }
   static Reg gather(const float* p, const uint16_t* at, int n) {
     const __m256i lane = select(lanes(n));
@@ -182,15 +191,8 @@ struct F64x4 {
   }
   static Reg keep(Reg a, uint32_t bits) { return _mm256_and_pd(a, _mm256_castsi256_pd(select(bits))); }
 
-  static Reg expand(Reg a, uint32_t bits) {
-    // A lane of a double is two of a float.
-    int lanes4;
-    memcpy(&lanes4, kExpansion.lane[bits & kAll], 4);
-    const __m128i four = _mm_cvtsi32_si128(lanes4);
-    const __m256i from = _mm256_slli_epi64(_mm256_cvtepu8_epi64(four), 1);
-    const __m256i both = _mm256_or_si256(from, _mm256_slli_epi64(_mm256_add_epi64(from, _mm256_set1_epi64x(1)), 32));
-    return keep(_mm256_castps_pd(_mm256_permutevar8x32_ps(_mm256_castpd_ps(a), both)), bits);
-  }
+  static Reg expand(Reg a, uint32_t bits) { return keep(permute(a, kExpansion.lane[bits & kAll]), bits); }
+  static Reg compress(Reg a, uint32_t bits) { return permute(a, kExpansion.inverse[bits & kAll]); }
   static Reg gather(const double* p, const uint16_t* at, int n) {
     alignas(16) int index[4] = {};
     for (int i = 0; i < n && i < W; ++i) index[i] = at[i];
@@ -218,6 +220,14 @@ struct F64x4 {
   }
 
  private:
+  static Reg permute(Reg a, const uint8_t* from4) {
+    // A lane of a double is two of a float.
+    int four;
+    memcpy(&four, from4, 4);
+    const __m256i from = _mm256_slli_epi64(_mm256_cvtepu8_epi64(_mm_cvtsi32_si128(four)), 1);
+    const __m256i both = _mm256_or_si256(from, _mm256_slli_epi64(_mm256_add_epi64(from, _mm256_set1_epi64x(1)), 32));
+    return _mm256_castps_pd(_mm256_permutevar8x32_ps(_mm256_castpd_ps(a), both));
+  }
   static uint32_t lanes(int n) { return n >= W ? kAll : (1u << n) - 1; }
   static __m256i select(uint32_t bits) {
     const __m256i lane = _mm256_setr_epi64x(1, 2, 4, 8);

@@ -61,6 +61,8 @@ struct F32x16 {
 
   // Leading lanes spread to where bits are set, zeros between them.
   static Reg expand(Reg a, uint32_t bits) { return _mm512_maskz_expand_ps((__mmask16)bits, a); }
+  // The inverse: lanes where bits are set move together to the front.
+  static Reg compress(Reg a, uint32_t bits) { return _mm512_maskz_compress_ps((__mmask16)bits, a); }
   // p[at[i]] for n lanes.
   static Reg gather(const float* p, const uint16_t* at, int n) {
     const __mmask16 lane = (__mmask16)lanes(n);
@@ -164,6 +166,7 @@ struct F64x8 {
   static Reg keep(Reg a, uint32_t bits) { return _mm512_maskz_mov_pd((__mmask8)bits, a); }
 
   static Reg expand(Reg a, uint32_t bits) { return _mm512_maskz_expand_pd((__mmask8)bits, a); }
+  static Reg compress(Reg a, uint32_t bits) { return _mm512_maskz_compress_pd((__mmask8)bits, a); }
   static Reg gather(const double* p, const uint16_t* at, int n) {
     const __mmask8 lane = (__mmask8)lanes(n);
     const __m256i index = _mm256_cvtepu16_epi32(_mm_maskz_loadu_epi16(lane, at));

@@ -32,7 +32,7 @@ std::string library_info() {
          "gcc " __VERSION__
 #endif
          "\ntorch_abi_target=" MASKFUSE_ABI_TARGET "\ncpu_levels=" +
-         levels + "\ncpu_best=" + isa_name(isa_best());
+         levels + "\ncpu_best=" + isa_name(isa_best()) + "\nlibrary_gemm=" + (library_is_faster() ? "1" : "0");
 }
 
 }  // namespace
@@ -58,8 +58,9 @@ STABLE_TORCH_LIBRARY(maskfuse, m) {
   m.def("soft_masked_linear_weight_grad(Tensor grad, Tensor input, Tensor factor) -> Tensor");
 
   m.def(
-      "masked_linear_kernel(str direction, int batch, Tensor bits, int in_features, Tensor[] plan, ScalarType dtype)"
-      " -> str");
+      "masked_linear_candidates(str direction, int batch, Tensor bits, int in_features, Tensor[] plan,"
+      " ScalarType dtype) -> str");
+  m.def("prefer_masked_linear_kernel(str name) -> ()");
   m.def("cpu_level() -> str");
   m.def("set_cpu_level(str name) -> str");
   m.def("library_info() -> str");

@@ -7,6 +7,7 @@
 #include <new>
 
 #include "../cpu/masked_linear_packed.h"
+#include "../cpu/masked_linear_planner.h"
 #include "tensor.h"
 
 namespace maskfuse {
@@ -289,10 +290,11 @@ std::vector<Tensor> masked_linear_pack(const Tensor& weight, const Tensor& bits)
   return {values, columns, rows};
 }
 
-// Which kernel a product would run on: "accumulate avx512", by the function that chooses it for real.
-std::string masked_linear_kernel(std::string pass, int64_t batch, const Tensor& bits, int64_t in,
-                                 const std::vector<Tensor>& plan, ScalarType type) {
-  constexpr const char* kOp = "masked_linear_kernel";
+// The kernels that could run a product, by the function that chooses for real, the chosen one first. A line each: name,
+// estimated nanoseconds, then what was counted as name=count.
+std::string masked_linear_candidates(std::string pass, int64_t batch, const Tensor& bits, int64_t in,
+                                     const std::vector<Tensor>& plan, ScalarType type) {
+  constexpr const char* kOp = "masked_linear_candidates";
   MaskedGemm g{};
   Operands keep;
   const int64_t out = bits.size(0);
@@ -311,8 +313,19 @@ std::string masked_linear_kernel(std::string pass, int64_t batch, const Tensor& 
   attach_mask(g, keep, {bits, &plan}, bits, out, in, kOp);
   if (g.pass == Pass::forward && plan.size() == kParts && plan[kPackedValues].scalar_type() == type)
     g.packed = &keep.packed;
-  const Schedule s = schedule(g, isa_in_use(), (int)torch::stable::get_num_threads());
-  return std::string(kernel_name(s.kernel)) + " " + isa_name(s.isa);
+  Candidate list[kMostCandidates];
+  const int count = candidates(g, isa_in_use(), (int)torch::stable::get_num_threads(), list);
+  std::ostringstream text;
+  for (int i = 0; i < count; ++i) {
+    text << kernel_name(list[i].kernel) << ' ' << list[i].nanoseconds;
+    for (int r = 0; r < kRates; ++r) text << ' ' << rate_name(r) << '=' << list[i].work.count[r];
+    text << '\n';
+  }
+  return text.str();
+}
+
+void prefer_masked_linear_kernel(std::string name) {
+  STD_TORCH_CHECK(prefer_kernel(name.c_str()), "prefer_masked_linear_kernel: there is no kernel ", name);
 }
 
 }  // namespace
@@ -330,5 +343,6 @@ STABLE_TORCH_LIBRARY_IMPL(maskfuse, CPU, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(maskfuse, CompositeExplicitAutograd, m) {
-  m.impl("masked_linear_kernel", TORCH_BOX(&maskfuse::masked_linear_kernel));
+  m.impl("masked_linear_candidates", TORCH_BOX(&maskfuse::masked_linear_candidates));
+  m.impl("prefer_masked_linear_kernel", TORCH_BOX(&maskfuse::prefer_masked_linear_kernel));
 }

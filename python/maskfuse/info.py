@@ -13,10 +13,8 @@ from torch import nn
 from . import _library, backends
 from .functional._check import FLOATING
 from .mask import Mask
-
-
-def _pairs(text: str) -> dict[str, str]:
-    return dict(line.split("=", 1) for line in text.splitlines())
+from .ops import LIBRARY_GEMM
+from .ops.library import library_info, pairs
 
 
 def _version() -> str:
@@ -33,10 +31,10 @@ def build_info() -> dict[str, Any]:
     here), `cpu_level` (in use; MASKFUSE_CPU overrides), `backends` (in order of preference), and `cuda`: `loaded`,
     `reason` (why not, or None) and what the CUDA library says of itself.
     """
-    library = _pairs(torch.ops.maskfuse.library_info())
+    library = library_info()
     cuda: dict[str, Any] = {"loaded": _library.cuda_reason is None, "reason": _library.cuda_reason}
     if cuda["loaded"]:
-        cuda.update(_pairs(torch.ops.maskfuse.cuda_library_info()))
+        cuda.update(pairs(torch.ops.maskfuse.cuda_library_info()))
     return {
         "version": _version(),
         "torch": torch.__version__,
@@ -69,6 +67,7 @@ class Explanation:
     device: str
     backend: str
     kernels: dict[str, str]
+    estimates: dict[str, dict[str, float]]  # pass -> kernel -> estimated microseconds, the chosen one first
     ruled_out: dict[str, str]
     mask: str
 
@@ -76,8 +75,12 @@ class Explanation:
         """One line a pass, one line a backend ruled out."""
         lines = [f"{self.op} on {self.device}: backend {self.backend}", f"  mask         {self.mask}"]
         for direction, kernel in self.kernels.items():
-            detail = _KERNELS.get(kernel.split()[0])
-            lines.append(f"  {direction:<12} {kernel}" + (f": {detail}" if detail else ""))
+            name = kernel.split()[0]
+            estimates = dict(self.estimates.get(direction, {}))
+            cost = f", estimated {estimates.pop(name):,.0f} us" if name in estimates else ""
+            detail = f": {_KERNELS[name]}" if name in _KERNELS else ""
+            lines.append(f"  {direction:<12} {kernel}{cost}{detail}")
+            lines += [f"  {'':<12} not {other}: estimated {time:,.0f} us" for other, time in estimates.items()]
         lines += [f"  not {name}: {reason}" for name, reason in self.ruled_out.items()]
         return "\n".join(lines)
 
@@ -126,10 +129,15 @@ def explain(
     }
     in_features = mask.shape[1]
     plan = [*mask.plan, *getattr(layer_or_mask, "_packed", ())]
-    kernels = {
-        direction: torch.ops.maskfuse.masked_linear_kernel(direction, batch, mask.bits, in_features, plan, dtype)
-        if backend == "cpu"
-        else "torch.where and F.linear"
-        for direction in ("forward", "input_grad", "weight_grad")
-    }
-    return Explanation(op, device_type, backend, kernels, ruled_out, repr(mask))
+    kernels, estimates = {}, {}
+    for direction in ("forward", "input_grad", "weight_grad"):
+        if backend != "cpu":
+            kernels[direction] = "torch.where and F.linear"
+        elif mask.structure == "full" and LIBRARY_GEMM:
+            kernels[direction] = "F.linear"
+        else:
+            found = torch.ops.maskfuse.masked_linear_candidates(direction, batch, mask.bits, in_features, plan, dtype)
+            words = [line.split() for line in found.splitlines()]
+            estimates[direction] = {kernel: float(time) / 1e3 for kernel, time, *_ in words}
+            kernels[direction] = f"{words[0][0]} {torch.ops.maskfuse.cpu_level()}"
+    return Explanation(op, device_type, backend, kernels, estimates, ruled_out, repr(mask))

@@ -13,6 +13,7 @@ from torch import Tensor
 from .ops.mask import words
 
 _KINDS = ("empty", "full", "channels", "blocks", "n:m", "unstructured")
+_FULL = _KINDS.index("full")
 
 
 class Mask:
@@ -237,6 +238,11 @@ class Mask:
         """(n, m) of an `n:m` mask, else None."""
         facts = self._found()
         return (facts[4], facts[5]) if self.structure == "n:m" else None
+
+    @property
+    def known_full(self) -> bool:
+        """True where the bits have been looked at and every weight is active; looks at nothing itself."""
+        return self._facts is not None and self._facts[0] == _FULL
 
     @property
     def nbytes(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor
+from torch.nn import functional as F
 
 from .. import ops, reference
 from ..backends import Backend, choose, register
@@ -16,6 +17,8 @@ def _kernels(
     input: Tensor, weight: Tensor, mask: Mask | Tensor, bias: Tensor | None, packed: Sequence[Tensor] = ()
 ) -> Tensor:
     if isinstance(mask, Mask):
+        if mask.known_full and ops.LIBRARY_GEMM:
+            return F.linear(input, weight, bias)
         return ops.masked_linear(input, weight, mask.bits, [*mask.plan, *packed], bias)
     return ops.soft_masked_linear(input, weight, mask, bias)
 

@@ -136,6 +136,8 @@ class MaskedLinear(nn.Linear):
         if type(input) is Tensor and input.is_cpu and weight.is_cpu and ops.plain() and requested() is None:
             # The short way to the op, which checks its operands as well; where it refuses, the long way says why.
             plan = [*mask.plan, *packed] if packed else mask.plan
+            if mask.known_full and ops.LIBRARY_GEMM:
+                return super().forward(input)
             try:
                 if torch.is_grad_enabled() and (
                     weight.requires_grad or input.requires_grad or (bias is not None and bias.requires_grad)

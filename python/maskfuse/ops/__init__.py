@@ -12,9 +12,12 @@ from .masked_linear import (
     masked_linear_unrecorded,
     masked_linear_weight_grad,
 )
+from .library import LIBRARY_GEMM, library_info
 from .soft_masked_linear import soft_masked_linear, soft_masked_linear_input_grad, soft_masked_linear_weight_grad
 
 __all__ = [
+    "LIBRARY_GEMM",
+    "library_info",
     "masked_linear",
     "masked_linear_input_grad",
     "masked_linear_unrecorded",

@@ -1,0 +1,90 @@
+"""Measures the numbers of the CPU planner's table, and prints them as csrc/cpu/masked_linear_planner.cpp has them.
+
+Every kernel runs problems of many shapes, batches and densities; the time of each step that the planner counts is what
+fits all of them best (non-negative least squares on relative errors). Shown too: how far estimates are from times, and
+what choosing by them costs against the best choice.
+"""
+
+from __future__ import annotations
+
+import timing  # first: it pins the threads before torch starts them
+import numpy
+import torch
+from maskfuse import Mask
+from scipy.optimize import nnls
+
+SHAPES = [(256, 512), (1024, 1024), (4096, 1024), (768, 3072), (1000, 2000)]
+BATCHES = [1, 8, 12, 16, 37, 64, 197, 512]
+DENSITIES = [1.0, 0.7, 0.5, 0.3, 0.1, 0.05]
+OPS = torch.ops.maskfuse
+
+
+def candidates(direction: str, batch: int, mask: Mask) -> dict[str, dict[str, float]]:
+    """Kernel -> what the planner counts for it."""
+    text = OPS.masked_linear_candidates(direction, batch, mask.bits, mask.shape[1], mask.plan, torch.float32)
+    result = {}
+    for line in text.splitlines():
+        kernel, _, *counts = line.split()
+        result[kernel] = {name: float(count) for name, count in (pair.split("=") for pair in counts)}
+    return result
+
+
+def cases(budget: float):
+    """(label, kernel, counts, seconds), every candidate of a problem in the same alternating rounds."""
+    problems = [(o, i, b, d) for o, i in SHAPES for b in BATCHES for d in DENSITIES]
+    for out, inp, batch, density in timing.progress(problems):
+        mask = Mask.random((out, inp), density)
+        x, w, g = torch.randn(batch, inp), torch.randn(out, inp), torch.randn(batch, out)
+        calls = {
+            "forward": lambda: OPS.masked_linear(x, w, mask.bits, mask.plan, None),
+            "input_grad": lambda: OPS.masked_linear_input_grad(g, w, mask.bits, mask.plan),
+            "weight_grad": lambda: OPS.masked_linear_weight_grad(g, x, mask.bits, mask.plan),
+        }
+        for direction, call in calls.items():
+            counts = candidates(direction, batch, mask)
+
+            def run(kernel, call=call):
+                OPS.prefer_masked_linear_kernel(kernel)
+                call()
+
+            times = timing.compare({k: lambda k=k: run(k) for k in counts}, budget, min_rounds=5)
+            for kernel, timed in times.items():
+                yield (direction, out, inp, batch, density), kernel, counts[kernel], timed.median
+    OPS.prefer_masked_linear_kernel("")
+
+
+def main() -> None:
+    parser = timing.arguments(__doc__)
+    parser.add_argument("--level", help="instruction set (the best one)")
+    parser.set_defaults(budget=0.02)
+    options = parser.parse_args()
+    timing.pin(options.threads)
+    torch.manual_seed(0)
+    if options.level:
+        OPS.set_cpu_level(options.level)
+    rows = list(cases(options.budget))
+    names = list(rows[0][2])
+    share = numpy.array([1.0 if name == "phase" else 1.0 / options.threads for name in names])
+    counts = numpy.array([[row[2][name] for name in names] for row in rows]) * share
+    seconds = numpy.array([row[3] for row in rows]) * 1e9
+    rates, _ = nnls(counts / seconds[:, None], numpy.ones(len(rows)))
+    print("  // " + " ".join(f"{name:>10}" for name in names))
+    print("  {  " + ", ".join(f"{rate:>9.3g}" for rate in rates) + "};")
+    estimates = counts @ rates
+    errors = estimates / seconds
+    for kernel in dict.fromkeys(row[1] for row in rows):
+        mine = numpy.array([error for error, row in zip(errors, rows, strict=True) if row[1] == kernel])
+        print(
+            f"{kernel:>12}: estimate / time, median {numpy.median(mine):.2f}, 5-95 % {numpy.quantile(mine, 0.05):.2f}"
+            f" to {numpy.quantile(mine, 0.95):.2f}, {len(mine)} cases"
+        )
+    lost = []
+    for label in dict.fromkeys(row[0] for row in rows):
+        same = [k for k, row in enumerate(rows) if row[0] == label]
+        chosen = min(same, key=lambda k: estimates[k])
+        lost.append(seconds[chosen] / min(seconds[k] for k in same))
+    print(f"chosen / best: mean {numpy.mean(lost):.3f}, 95 % {numpy.quantile(lost, 0.95):.2f}, worst {max(lost):.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+#include "masked_linear_planner.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+
+namespace maskfuse {
+namespace {
+
+// Nanoseconds on one core, in the order of `Rate`; a phase's on the whole call. Measured on an Intel Xeon (AMX
+// generation, 2 cores at 3.8 GHz) by bench/calibrate.py, where choosing by them took 1 % longer than the best choice.
+// clang-format off
+//                           phase  weight product   lane  value   long  entry single shared sample   tile result
+constexpr double kAvx512[] = {7500, 0.142,   0.181, 0.749,  1.59, 0.413,  3.53, 0.181, 0.567, 0.392, 0.827, 0.285};
+constexpr double kAvx2[]   = {7400, 0.147,   0.333, 0.542,  1.37, 0.384,  4.96, 0.292, 1.130, 0.498, 1.770, 0.346};
+// clang-format on
+static_assert(sizeof(kAvx512) / sizeof(double) == kRates && sizeof(kAvx2) / sizeof(double) == kRates);
+
+std::atomic<int> preferred{-1};
+
+double units(const MaskedGemm& g, int64_t batch) {
+  const int64_t unit = kUnitBytes / (g.dtype == Dtype::f64 ? 8 : 4);
+  return (double)((batch + unit - 1) / unit);
+}
+
+// Rows of the index with their lists: what a plan's header says, or everything, four rows at a time.
+struct Lists {
+  double singles, shared, entries;  // active weights of single lists; columns of shared lists; rows of entries
+
+  Lists(const MaskedGemm& g, int64_t rows, int64_t columns) {
+    if (g.plan) {
+      const PlanHeader& h = *g.plan->header;
+      shared = (double)(h.values - h.column_bytes) / 3;
+      singles = (double)h.column_bytes - shared;
+      entries = (double)h.row_bytes;
+    } else {
+      singles = 0;
+      shared = (double)rows * (double)columns / 4;
+      entries = (double)rows * (double)((columns + kDenseChunk - 1) / kDenseChunk);
+    }
+  }
+};
+
+Work work_of(Kernel kernel, const MaskedGemm& g) {
+  Work w;
+  const double m = (double)g.m, n = (double)g.n, k = (double)g.k;
+  const double vector = (double)(kUnitBytes / (g.dtype == Dtype::f64 ? 8 : 4));
+  w.count[kPhase] = 1;
+  switch (kernel) {
+    case Kernel::row_dot:
+    case Kernel::streamed:
+      // More rows than a pass takes read the weights again.
+      w.count[kWeight] = n * k * (double)((g.m + kFewRows - 1) / kFewRows);
+      w.count[kProduct] = n * k * m / vector;
+      break;
+    case Kernel::accumulate: {
+      const Lists lists(g, g.n, g.k);
+      w.count[kPhase] = 2;
+      w.count[kLane] = m * (k + n);
+      w.count[kValue] = lists.singles;
+      w.count[kLongValue] = 4 * lists.shared;
+      w.count[kEntry] = lists.entries * units(g, g.m);
+      w.count[kSingle] = lists.singles * units(g, g.m);
+      w.count[kShared] = lists.shared * units(g, g.m);
+      break;
+    }
+    case Kernel::sampled: {
+      const Lists lists(g, g.m, g.n);
+      w.count[kPhase] = 2;
+      w.count[kLane] = k * (m + n);
+      w.count[kValue] = lists.singles + 4 * lists.shared;
+      w.count[kEntry] = lists.entries * units(g, g.k);
+      w.count[kSample] = (lists.singles + 4 * lists.shared) * units(g, g.k);
+      w.count[kResult] = m * n;
+      break;
+    }
+    case Kernel::tiled:
+      w.count[kLane] = k * m;
+      w.count[kTile] = m / 4 * n / vector * k;
+      w.count[kResult] = m * n;
+      break;
+    case Kernel::decode:
+      // Values and their columns, or bits, come from memory; the rest hides behind them.
+      w.count[kWeight] = 1.5 * (double)g.packed->rows[g.n];
+      w.count[kProduct] = w.count[kWeight] * m / vector;
+      break;
+    case Kernel::naive:
+      break;
+  }
+  return w;
+}
+
+}  // namespace
+
+const char* rate_name(int rate) {
+  static const char* const names[] = {"phase", "weight", "product", "lane",   "value", "long_value",
+                                      "entry", "single", "shared",  "sample", "tile",  "result"};
+  static_assert(sizeof(names) / sizeof(names[0]) == kRates);
+  return names[rate];
+}
+
+int candidates(const MaskedGemm& g, Isa isa, int threads, Candidate* list) {
+  int count = 0;
+  const auto add = [&](Kernel kernel) { list[count++].kernel = kernel; };
+  if (isa == Isa::scalar) {
+    add(Kernel::naive);
+  } else if (g.pass == Pass::weight_grad) {
+    add(Kernel::tiled);
+    if (g.plan) add(Kernel::sampled);
+  } else {
+    if (g.packed && g.m <= (g.packed->columns ? kDecodeRows : kFewRows)) add(Kernel::decode);
+    if (g.m <= 2 * kFewRows) add(g.pass == Pass::forward ? Kernel::row_dot : Kernel::streamed);
+    add(Kernel::accumulate);
+  }
+  const double* const rates = isa == Isa::avx512 ? kAvx512 : kAvx2;
+  for (int i = 0; i < count; ++i) {
+    Candidate& c = list[i];
+    c.work = work_of(c.kernel, g);
+    c.nanoseconds = 0;
+    for (int r = 0; r < kRates; ++r) c.nanoseconds += c.work.count[r] * rates[r] / (r == kPhase ? 1 : threads);
+  }
+  // A packed weight was asked for: it reads least, which the estimate need not say.
+  const int wanted = preferred.load(std::memory_order_relaxed);
+  std::stable_sort(list, list + count, [wanted](const Candidate& a, const Candidate& b) {
+    const auto rank = [wanted](const Candidate& c) {
+      return (int)c.kernel == wanted ? 0 : c.kernel == Kernel::decode ? 1 : 2;
+    };
+    return rank(a) != rank(b) ? rank(a) < rank(b) : a.nanoseconds < b.nanoseconds;
+  });
+  return count;
+}
+
+bool prefer_kernel(const char* name) {
+  if (*name == '\0') {
+    preferred = -1;
+    return true;
+  }
+  for (int kernel = 0; kernel <= (int)Kernel::tiled; ++kernel) {
+    if (std::strcmp(name, kernel_name((Kernel)kernel)) != 0) continue;
+    preferred = kernel;
+    return true;
+  }
+  return false;
+}
+
+}  // namespace maskfuse

@@ -1,0 +1,48 @@
+// Which kernel runs a masked product: the one with the least estimated time.
+//
+// An estimate counts what a kernel does (Work) and multiplies by what each of those takes on an instruction set, from
+// the table in masked_linear_planner.cpp. `python bench/calibrate.py` measures the table's numbers and prints them.
+#pragma once
+
+#include "masked_linear.h"
+
+namespace maskfuse {
+
+enum Rate {
+  kPhase,      // a phase of tasks: waking threads, waiting for the last one
+  kWeight,     // a weight read in place
+  kProduct,    // 64 bytes of weights times one row, read in place
+  kLane,       // an element moved into lanes or out of them
+  kValue,      // an active weight copied from a list of single ones
+  kLongValue,  // a weight copied with its whole row
+  kEntry,      // an entry's sums loaded and stored, for a unit of the batch
+  kSingle,     // an active weight times a unit
+  kShared,     // a column of a list that four rows share, times a unit
+  kSample,     // an active weight's product over a unit
+  kTile,       // four rows times 64 bytes of columns times one row of the batch
+  kResult,     // an element of the gradient written
+  kRates
+};
+
+const char* rate_name(int rate);
+
+struct Work {
+  double count[kRates] = {};
+};
+
+// A kernel that could run a problem.
+struct Candidate {
+  Kernel kernel;
+  Work work;
+  double nanoseconds;  // estimated
+};
+
+// All candidates, the chosen one first; returns their number, at most kMostCandidates.
+inline constexpr int kMostCandidates = 3;
+int candidates(const MaskedGemm& problem, Isa isa, int threads, Candidate* list);
+
+// Makes every later choice fall on the named kernel where it is a candidate, for benchmarks and tests; "" undoes it.
+// Returns false, and changes nothing, where there is no such kernel.
+bool prefer_kernel(const char* name);
+
+}  // namespace maskfuse
