@@ -7,8 +7,10 @@ what choosing by them costs against the best choice.
 
 from __future__ import annotations
 
-import timing  # first: it pins the threads before torch starts them
 import numpy
+from collections.abc import Callable
+
+import timing  # first: it pins the threads before torch starts them
 import torch
 from maskfuse import Mask
 from scipy.optimize import nnls
@@ -29,25 +31,34 @@ def candidates(direction: str, batch: int, mask: Mask) -> dict[str, dict[str, fl
     return result
 
 
+def calls_of(out: int, inp: int, batch: int, mask: Mask) -> dict[str, Callable[[], object]]:
+    """The three passes of a layer."""
+    x, w, g = torch.randn(batch, inp), torch.randn(out, inp), torch.randn(batch, out)
+    return {
+        "forward": lambda: OPS.masked_linear(x, w, mask.bits, mask.plan, None),
+        "input_grad": lambda: OPS.masked_linear_input_grad(g, w, mask.bits, mask.plan),
+        "weight_grad": lambda: OPS.masked_linear_weight_grad(g, x, mask.bits, mask.plan),
+    }
+
+
+def on(kernel: str, call: Callable[[], object]) -> Callable[[], object]:
+    """The call, on that kernel."""
+
+    def run() -> None:
+        OPS.prefer_masked_linear_kernel(kernel)
+        call()
+
+    return run
+
+
 def cases(budget: float):
     """(label, kernel, counts, seconds), every candidate of a problem in the same alternating rounds."""
     problems = [(o, i, b, d) for o, i in SHAPES for b in BATCHES for d in DENSITIES]
     for out, inp, batch, density in timing.progress(problems):
         mask = Mask.random((out, inp), density)
-        x, w, g = torch.randn(batch, inp), torch.randn(out, inp), torch.randn(batch, out)
-        calls = {
-            "forward": lambda: OPS.masked_linear(x, w, mask.bits, mask.plan, None),
-            "input_grad": lambda: OPS.masked_linear_input_grad(g, w, mask.bits, mask.plan),
-            "weight_grad": lambda: OPS.masked_linear_weight_grad(g, x, mask.bits, mask.plan),
-        }
-        for direction, call in calls.items():
+        for direction, call in calls_of(out, inp, batch, mask).items():
             counts = candidates(direction, batch, mask)
-
-            def run(kernel, call=call):
-                OPS.prefer_masked_linear_kernel(kernel)
-                call()
-
-            times = timing.compare({k: lambda k=k: run(k) for k in counts}, budget, min_rounds=5)
+            times = timing.compare({kernel: on(kernel, call) for kernel in counts}, budget, min_rounds=5)
             for kernel, timed in times.items():
                 yield (direction, out, inp, batch, density), kernel, counts[kernel], timed.median
     OPS.prefer_masked_linear_kernel("")

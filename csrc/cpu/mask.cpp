@@ -91,7 +91,7 @@ MaskStructure mask_structure(const uint32_t* bits, int64_t rows, int64_t columns
   for (int64_t r = 0; r < rows; ++r) {
     const uint32_t* row = bits + r * words;
     int64_t count = 0;
-    for (int64_t w = 0; w < words; ++w) count += __builtin_popcount(row[w]);
+    for (int64_t w = 0; w < words; ++w) count += count_bits(row[w]);
     s.active += count;
     const size_t bytes = (size_t)words * sizeof(uint32_t);
     if (count > 0) {

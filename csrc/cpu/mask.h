@@ -10,6 +10,13 @@ namespace maskfuse {
 
 inline constexpr int64_t mask_words(int64_t columns) { return (columns + 31) / 32; }
 
+// Set bits of a word, without the instruction that a baseline build may not use or the call that would replace it.
+inline int count_bits(uint32_t word) {
+  word -= word >> 1 & 0x55555555u;
+  word = (word & 0x33333333u) + (word >> 2 & 0x33333333u);
+  return (int)(((word + (word >> 4)) & 0x0f0f0f0fu) * 0x01010101u >> 24);
+}
+
 // dense: one byte an element, 0 or not, contiguous. Rows [row0, row1) are packed.
 void mask_pack(const uint8_t* dense, int64_t columns, uint32_t* bits, int64_t row0, int64_t row1);
 

@@ -72,8 +72,7 @@ int64_t dense_panel(int64_t most, int64_t rows, int64_t columns, int threads) {
 
 void schedule_accumulate(Schedule& s, const MaskedGemm& g, const MaskedLinearKernels& table, int threads) {
   const Sizes sizes(g, table);
-  const bool has_bits = g.bits != nullptr;
-  s.task = table.accumulate[g.pass == Pass::input_grad][(int)g.dtype][!has_bits];
+  s.task = table.accumulate[g.pass == Pass::input_grad][(int)g.dtype][mask_index(g)];
   s.first_task = table.lanes[(int)g.dtype];
   s.panel = g.plan ? g.plan->header->panel : dense_panel(kDensePanel, g.n, g.k, threads);
   const int64_t panels = ceil_div(g.n, s.panel), blocks = ceil_div(g.m, sizes.lanes());
@@ -111,7 +110,7 @@ void schedule_sampled(Schedule& s, const MaskedGemm& g, const MaskedLinearKernel
 
 void schedule_tiled(Schedule& s, const MaskedGemm& g, const MaskedLinearKernels& table, int threads) {
   const Sizes sizes(g, table);
-  s.task = table.tiled[(int)g.dtype][g.bits == nullptr];
+  s.task = table.tiled[(int)g.dtype][mask_index(g)];
   s.panel = dense_panel(kTiledRows, g.m, g.k, 1);
   const int64_t panels = ceil_div(g.m, s.panel);
   const int64_t parts = ceil_div(2 * threads, std::max<int64_t>(1, panels));
@@ -129,7 +128,7 @@ void schedule_decode(Schedule& s, const MaskedGemm& g, const MaskedLinearKernels
 }
 
 void schedule_few_rows(Schedule& s, const MaskedGemm& g, const MaskedLinearKernels& table, int threads) {
-  s.task = table.few_rows[g.pass != Pass::forward][(int)g.dtype][g.bits == nullptr];
+  s.task = table.few_rows[g.pass != Pass::forward][(int)g.dtype][mask_index(g)];
   s.grid = split(g, g.m, 64, kUnlimited, threads);  // 64 columns: threads do not share cache lines of C
   s.scratch_bytes = s.kernel == Kernel::streamed ? kStreamSums * sizeof(double) : 0;
 }
@@ -165,7 +164,7 @@ Schedule schedule(const MaskedGemm& g, Isa isa, int threads) {
   const MaskedLinearKernels* const table = kernels(isa);
   switch (s.kernel) {
     case Kernel::naive:
-      s.task = masked_linear_naive(g.dtype, g.bits != nullptr);
+      s.task = masked_linear_naive(g);
       s.grid = split(g, 1, 1, kUnlimited, threads);
       break;
     case Kernel::row_dot:

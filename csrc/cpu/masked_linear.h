@@ -7,6 +7,8 @@
 //   input_grad    C[m,n] = A[m,k] (B[k,n] (.) S[k,n])                 m batch, n in,  k out
 //   weight_grad   C[m,n] = (A[k,m]^T B[k,n]) (.) S[m,n]               m out,   n in,  k batch
 //
+// With S the sigmoid of scores, weight_grad gives the gradients of weight and scores in one pass.
+//
 // Every matrix is row-major with unit column stride and its own leading dimension, in elements.
 // A problem is cut into independent tasks: no two tasks write the same element and no sum is split
 // across tasks, so the result does not depend on how many threads run them. Some kernels need one operand laid out
@@ -46,9 +48,16 @@ struct MaskedGemm {
   // Null when the mask is a matrix of factors.
   const uint32_t* bits;
   int64_t bits_ld;  // in 32-bit words
-  // Real-valued mask of the problem's dtype; read only where bits is null.
+  // Real-valued mask of the problem's dtype, or, with `gate`, scores whose sigmoid is the mask; read only where bits is
+  // null.
   const void* factor;
   int64_t factor_ld;
+  bool gate;
+  // weight_grad with `gate`: the weight, and where the scores' gradient goes; c takes the weight's.
+  const void* weight;
+  int64_t weight_ld;
+  void* c_scores;
+  int64_t c_scores_ld;
   // Index of the bits, or null: of the mask for forward and weight_grad, of its transpose for input_grad.
   const Plan* plan;
   const Packed* packed;  // or null; forward with bits only
@@ -96,14 +105,16 @@ inline constexpr int64_t kDenseChunk = 128, kDensePanel = 128;
 // tiled: rows a task at most, and rows of the batch at a time.
 inline constexpr int64_t kTiledRows = 512, kTiledChunk = 128;
 
-// What one instruction set offers. Indices: [pass][dtype][0 bits, 1 factor].
+// What one instruction set offers. Indices: [pass][dtype][mask_index].
+inline int mask_index(const MaskedGemm& g) { return g.bits ? 0 : g.gate ? 2 : 1; }
+
 struct MaskedLinearKernels {
-  Task few_rows[2][4][2];  // row_dot, streamed
+  Task few_rows[2][4][3];  // row_dot, streamed
   Task decode[4];
   Task lanes[4];             // first phase of accumulate and sampled
-  Task accumulate[2][4][2];  // forward, input_grad
+  Task accumulate[2][4][3];  // forward, input_grad
   Task sampled[4];
-  Task tiled[4][2];
+  Task tiled[4][3];
   int32_t vector_bytes;
 };
 
@@ -133,7 +144,7 @@ void run_task(const MaskedGemm& problem, const Schedule& schedule, int phase, in
 
 const MaskedLinearKernels* masked_linear_kernels_avx2();
 const MaskedLinearKernels* masked_linear_kernels_avx512();
-// The readable version: [dtype][0 bits, 1 factor], every pass.
-Task masked_linear_naive(Dtype dtype, bool has_bits);
+// The readable version, every pass.
+Task masked_linear_naive(const MaskedGemm& problem);
 
 }  // namespace maskfuse

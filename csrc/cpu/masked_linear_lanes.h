@@ -83,8 +83,12 @@ static void from_lanes(const typename V::S* lanes, int vectors, int64_t rows, in
       for (int i = 0; i < W; ++i) r[i] = i < width ? V::load(lanes + (n + i) * pitch + v * W) : V::zero();
       V::transpose(r);
       T* to = c + v * W * c_ld + n;
-      for (int i = 0; i < W; ++i)
-        if (i < used) V::store_n(to + i * c_ld, r[i], width);
+      for (int i = 0; i < W; ++i) {
+        if (i >= used) break;
+        // Rows lie pages apart, and what is written must be read first: it is asked for ahead.
+        __builtin_prefetch(to + i * c_ld + 4 * W, 1);
+        V::store_n(to + i * c_ld, r[i], width);
+      }
     }
   }
 }

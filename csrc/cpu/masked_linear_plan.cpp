@@ -118,7 +118,7 @@ void PlanBuilder::State::entries(int64_t panel, int64_t chunk, std::vector<Entry
     if (column0 + used * 32 > header.columns) p.words[used - 1] &= ~0u >> (column0 + used * 32 - header.columns);
     uint64_t count = 0, hash = 0;
     for (int64_t w = 0; w < used; ++w) {
-      count += __builtin_popcount(p.words[w]);
+      count += count_bits(p.words[w]);
       hash = mix(hash ^ p.words[w]);
     }
     if (count > 0) order[listed++] = count << 55 | (hash & (((uint64_t)1 << 47) - 1)) << 8 | (uint64_t)(r - row0);
@@ -142,7 +142,7 @@ void PlanBuilder::State::entries(int64_t panel, int64_t chunk, std::vector<Entry
       e.rows[i] = rows[i];
       for (int64_t w = 0; w < used; ++w) e.columns.words[w] |= patterns[rows[i]].words[w];
     }
-    for (int64_t w = 0; w < used; ++w) e.length += (uint16_t)__builtin_popcount(e.columns.words[w]);
+    for (int64_t w = 0; w < used; ++w) e.length += (uint16_t)count_bits(e.columns.words[w]);
     if (!exact && e.length >= kNearlyAll * (double)wide) {
       e.length = (uint16_t)wide;
       for (int64_t w = 0; w < used; ++w) e.columns.words[w] = wide - w * 32 >= 32 ? ~0u : ~0u >> (32 - (wide - w * 32));
@@ -162,7 +162,7 @@ void PlanBuilder::State::entries(int64_t panel, int64_t chunk, std::vector<Entry
   // are taken in their own order, in which their weights lie in memory.
   const auto count_of = [&](uint8_t row) {
     int64_t count = 0;
-    for (int64_t w = 0; w < used; ++w) count += __builtin_popcount(patterns[row].words[w]);
+    for (int64_t w = 0; w < used; ++w) count += count_bits(patterns[row].words[w]);
     return count;
   };
   const int64_t dense = (int64_t)((double)(used * 32) * 0.5);
@@ -238,9 +238,11 @@ void PlanBuilder::build(int64_t panel) {
       ++part.runs.back().entries;
       before = &e;
       part.rows.insert(part.rows.end(), e.rows, e.rows + e.width);
+      part.columns.resize(part.columns.size() + e.length);
+      uint8_t* column = part.columns.data() + part.columns.size() - e.length;
       for (int64_t w = 0; w < kMostColumns / 32; ++w)
         for (uint32_t bits = e.columns.words[w]; bits != 0; bits &= bits - 1)
-          part.columns.push_back((uint8_t)(w * 32 + __builtin_ctz(bits)));
+          *column++ = (uint8_t)(w * 32 + __builtin_ctz(bits));
       size.row += e.width;
       size.column += e.length;
       size.value += (uint32_t)e.length * e.width;

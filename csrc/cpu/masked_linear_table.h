@@ -10,21 +10,26 @@ namespace {
 
 template <class V, class T>
 static void fill_dtype(MaskedLinearKernels& table, Dtype dtype) {
-  constexpr MaskKind kBits = MaskKind::bits, kFactor = MaskKind::factor;
+  constexpr MaskKind kBits = MaskKind::bits, kFactor = MaskKind::factor, kGate = MaskKind::gate;
   const int d = (int)dtype;
   table.few_rows[0][d][0] = row_dot_task<V, kBits, T>;
   table.few_rows[0][d][1] = row_dot_task<V, kFactor, T>;
+  table.few_rows[0][d][2] = row_dot_task<V, kGate, T>;
   table.few_rows[1][d][0] = streamed_task<V, kBits, T>;
   table.few_rows[1][d][1] = streamed_task<V, kFactor, T>;
+  table.few_rows[1][d][2] = streamed_task<V, kGate, T>;
   table.decode[d] = decode_task<V, T>;
   table.lanes[d] = lanes_task<V, T>;
   table.accumulate[0][d][0] = accumulate_task<V, T, false, kBits>;
   table.accumulate[0][d][1] = accumulate_task<V, T, false, kFactor>;
+  table.accumulate[0][d][2] = accumulate_task<V, T, false, kGate>;
   table.accumulate[1][d][0] = accumulate_task<V, T, true, kBits>;
   table.accumulate[1][d][1] = accumulate_task<V, T, true, kFactor>;
+  table.accumulate[1][d][2] = accumulate_task<V, T, true, kGate>;
   table.sampled[d] = sampled_task<V, T>;
   table.tiled[d][0] = tiled_task<V, T, kBits>;
   table.tiled[d][1] = tiled_task<V, T, kFactor>;
+  table.tiled[d][2] = tiled_task<V, T, kGate>;
 }
 
 template <class VectorF32, class VectorF64>

@@ -92,6 +92,7 @@ struct Weights {
 template <MaskKind kMask, class T, bool kTransposed>
 static inline auto value_at(const Weights<T, kTransposed>& w, int64_t row, int64_t column, bool exact) {
   if constexpr (kMask == MaskKind::factor) return widen(w.at(row, column)) * widen(w.factor(row, column));
+  if constexpr (kMask == MaskKind::gate) return widen(w.at(row, column)) * sigmoid_of(widen(w.factor(row, column)));
   return exact || w.active(row, column) ? widen(w.at(row, column)) : decltype(widen(w.at(row, column)))(0);
 }
 

@@ -181,6 +181,14 @@ static inline void store_masked(const MaskedGemm& g, int64_t row, int64_t column
   if constexpr (kMask == MaskKind::bits) sum = V::keep(sum, mask_at(g.bits + row * g.bits_ld, column));
   if constexpr (kMask == MaskKind::factor)
     sum = V::mul(sum, V::load_n((const T*)g.factor + row * g.factor_ld + column, width));
+  if constexpr (kMask == MaskKind::gate) {
+    // sum * s for the weight, sum * w * s * (1 - s) for the scores.
+    const auto scores = V::load_n((const T*)g.factor + row * g.factor_ld + column, width);
+    const auto s = sigmoid<V>(scores), rest = sigmoid<V>(V::mul(scores, V::set1(-1)));  // 1 - s would cancel
+    const auto w = V::load_n((const T*)g.weight + row * g.weight_ld + column, width);
+    sum = V::mul(sum, s);
+    V::store_n((T*)g.c_scores + row * g.c_scores_ld + column, V::mul(V::mul(sum, w), rest), width);
+  }
   V::store_n((T*)g.c + row * g.c_ld + column, sum, width);
 }
 

@@ -57,6 +57,10 @@ STABLE_TORCH_LIBRARY(maskfuse, m) {
   m.def("soft_masked_linear_input_grad(Tensor grad, Tensor weight, Tensor mask) -> Tensor");
   m.def("soft_masked_linear_weight_grad(Tensor grad, Tensor input, Tensor factor) -> Tensor");
 
+  m.def("gated_linear(Tensor input, Tensor weight, Tensor scores, Tensor? bias) -> Tensor");
+  m.def("gated_linear_input_grad(Tensor grad, Tensor weight, Tensor scores) -> Tensor");
+  m.def("gated_linear_weight_grad(Tensor grad, Tensor input, Tensor weight, Tensor scores) -> (Tensor, Tensor)");
+
   m.def(
       "masked_linear_candidates(str direction, int batch, Tensor bits, int in_features, Tensor[] plan,"
       " ScalarType dtype) -> str");

@@ -80,7 +80,7 @@ Tensor plan(const Tensor& bits, int64_t columns) {
   const Tensor from = as_contiguous(bits);
   const auto* source = (const uint32_t*)from.const_data_ptr();
   int64_t active = 0;
-  for (int64_t i = 0; i < rows * mask_words(columns); ++i) active += __builtin_popcount(source[i]);
+  for (int64_t i = 0; i < rows * mask_words(columns); ++i) active += count_bits(source[i]);
   PlanBuilder builder(source, rows, columns, active, first_level_cache());
   // An exception, out of memory for one, must not leave a thread of the pool: it is carried out.
   std::exception_ptr error;

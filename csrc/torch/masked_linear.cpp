@@ -113,10 +113,12 @@ void check_same_dtype(const Tensor& a, const char* a_name, const Tensor& b, cons
                   " must have the same dtype, got ", name_of(a.scalar_type()), " and ", name_of(b.scalar_type()));
 }
 
-// The mask of a problem over rows x columns weights: bits, and their plan, or factors of the operands' dtype.
+// The mask of a problem over rows x columns weights: bits, and their plan; or factors of the operands' dtype, or the
+// scores of a gate.
 struct MaskArgument {
   const Tensor& tensor;
   const std::vector<Tensor>* plan;
+  bool gate = false;
 };
 
 // Keeps what `attach` made alive for as long as the problem points into it.
@@ -171,9 +173,11 @@ void attach_mask(MaskedGemm& g, Operands& keep, const MaskArgument& mask, const 
     if (g.bits == nullptr) g.bits = &none;
     attach_plan(g, keep, *mask.plan, g.pass == Pass::input_grad ? kTransposedIndex : kIndex, rows, columns, op);
   } else {
-    check_shape(mask.tensor, {rows, columns}, op, "mask");
-    check_same_dtype(mask.tensor, "mask", like, "the other operands", op);
-    const Matrix m = as_matrix(mask.tensor, op, "mask");
+    const char* const name = mask.gate ? "scores" : "mask";
+    check_shape(mask.tensor, {rows, columns}, op, name);
+    check_same_dtype(mask.tensor, name, like, "the other operands", op);
+    const Matrix m = as_matrix(mask.tensor, op, name);
+    g.gate = mask.gate;
     keep.mask = m.tensor;
     g.factor = m.data();
     g.factor_ld = m.ld;
@@ -224,8 +228,9 @@ Tensor input_grad(const char* op, const Tensor& grad, const Tensor& weight, cons
   return out;
 }
 
-Tensor weight_grad(const char* op, const Tensor& grad, const Tensor& input, const MaskArgument& mask) {
-  MaskedGemm g{};
+// `g` has what only a gate needs, or nothing.
+Tensor weight_grad(const char* op, const Tensor& grad, const Tensor& input, const MaskArgument& mask,
+                   MaskedGemm g = {}) {
   Operands keep;
   g.pass = Pass::weight_grad;
   g.dtype = dtype_of(grad, op, "grad");
@@ -264,6 +269,30 @@ Tensor soft_masked_linear_input_grad(const Tensor& grad, const Tensor& weight, c
 }
 Tensor soft_masked_linear_weight_grad(const Tensor& grad, const Tensor& input, const Tensor& factor) {
   return weight_grad("soft_masked_linear_weight_grad", grad, input, {factor, nullptr});
+}
+
+Tensor gated_linear(const Tensor& input, const Tensor& weight, const Tensor& scores,
+                    const std::optional<Tensor>& bias) {
+  return forward("gated_linear", input, weight, {scores, nullptr, true}, bias);
+}
+Tensor gated_linear_input_grad(const Tensor& grad, const Tensor& weight, const Tensor& scores) {
+  return input_grad("gated_linear_input_grad", grad, weight, {scores, nullptr, true});
+}
+// Gradients of weight and scores, in one pass.
+std::tuple<Tensor, Tensor> gated_linear_weight_grad(const Tensor& grad, const Tensor& input, const Tensor& weight,
+                                                    const Tensor& scores) {
+  constexpr const char* kOp = "gated_linear_weight_grad";
+  check_shape(weight, {scores.dim() == 2 ? scores.size(0) : -1, scores.dim() == 2 ? scores.size(1) : -1}, kOp,
+              "weight");
+  check_same_dtype(grad, "grad", weight, "weight", kOp);
+  const Matrix w = as_matrix(weight, kOp, "weight");
+  const int64_t shape[] = {w.rows, w.columns};
+  Tensor scores_grad = empty_cpu(grad, shape, 2);
+  MaskedGemm extra{};
+  extra.weight = w.data(), extra.weight_ld = w.ld;
+  extra.c_scores = scores_grad.mutable_data_ptr(), extra.c_scores_ld = w.columns;
+  Tensor out = weight_grad(kOp, grad, input, {scores, nullptr, true}, extra);
+  return {out, scores_grad};
 }
 
 // The active weights alone: values, their columns where few are active, and where each row's begin.
@@ -336,6 +365,9 @@ STABLE_TORCH_LIBRARY_IMPL(maskfuse, CPU, m) {
   m.impl("masked_linear_unrecorded", TORCH_BOX(&maskfuse::masked_linear));
   m.impl("masked_linear_input_grad", TORCH_BOX(&maskfuse::masked_linear_input_grad));
   m.impl("masked_linear_weight_grad", TORCH_BOX(&maskfuse::masked_linear_weight_grad));
+  m.impl("gated_linear", TORCH_BOX(&maskfuse::gated_linear));
+  m.impl("gated_linear_input_grad", TORCH_BOX(&maskfuse::gated_linear_input_grad));
+  m.impl("gated_linear_weight_grad", TORCH_BOX(&maskfuse::gated_linear_weight_grad));
   m.impl("masked_linear_pack", TORCH_BOX(&maskfuse::masked_linear_pack));
   m.impl("soft_masked_linear", TORCH_BOX(&maskfuse::soft_masked_linear));
   m.impl("soft_masked_linear_input_grad", TORCH_BOX(&maskfuse::soft_masked_linear_input_grad));

@@ -2,6 +2,7 @@
 
 from . import functional, nn, reference
 from .backends import use_backend
+from .functional.gated_linear import gated_linear
 from .functional.masked_linear import masked_linear
 from .info import build_info, explain
 from .mask import Mask
@@ -12,6 +13,7 @@ __all__ = [
     "build_info",
     "explain",
     "functional",
+    "gated_linear",
     "masked_linear",
     "nn",
     "pack",

@@ -11,7 +11,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -43,6 +43,11 @@ def register(backend: Backend) -> None:
     _backends[backend.name] = backend
     if "reference" in _backends:
         _backends["reference"] = _backends.pop("reference")
+
+
+def extend(name: str, ops: Mapping[str, Callable[..., Any]]) -> None:
+    """Gives a registered backend further ops."""
+    _backends[name] = replace(_backends[name], ops={**_backends[name].ops, **ops})
 
 
 def names() -> list[str]:

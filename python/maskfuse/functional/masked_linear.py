@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import ops, reference
-from ..backends import Backend, choose, register
+from ..backends import choose, extend
 from ..mask import Mask, describe
+from . import _backends as _backends
 from . import _check
 
 
@@ -29,15 +30,8 @@ def _reference(
     return reference.masked_linear(input, weight, mask, bias)
 
 
-register(
-    Backend(
-        "cpu",
-        {"masked_linear": _kernels},
-        # A meta tensor computes nothing: the ops' fake implementations give the shape.
-        lambda device: None if device in ("cpu", "meta") else "serves tensors on the CPU only",
-    )
-)
-register(Backend("reference", {"masked_linear": _reference}, lambda device: None))
+extend("cpu", {"masked_linear": _kernels})
+extend("reference", {"masked_linear": _reference})
 
 
 def masked_linear(input: Tensor, weight: Tensor, mask: Mask | Tensor, bias: Tensor | None = None) -> Tensor:

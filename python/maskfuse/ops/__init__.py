@@ -6,17 +6,19 @@ Importing this package loads the compiled libraries and registers everything.
 from .. import _library as _library
 from . import mask as mask
 from .autograd import plain
+from .gated_linear import gated_linear
+from .library import LIBRARY_GEMM, library_info
 from .masked_linear import (
     masked_linear,
     masked_linear_input_grad,
     masked_linear_unrecorded,
     masked_linear_weight_grad,
 )
-from .library import LIBRARY_GEMM, library_info
 from .soft_masked_linear import soft_masked_linear, soft_masked_linear_input_grad, soft_masked_linear_weight_grad
 
 __all__ = [
     "LIBRARY_GEMM",
+    "gated_linear",
     "library_info",
     "masked_linear",
     "masked_linear_input_grad",

@@ -22,7 +22,9 @@ class Product(Protocol):
 
     record: Callable[..., Tensor]
 
-    def __call__(self, *args: Any) -> Tensor: ...
+    def __call__(self, *args: Any) -> Tensor:
+        """The op, recorded, traced or transformed as the caller's context asks."""
+        ...
 
 
 @torch.compiler.assume_constant_result

@@ -1,0 +1,75 @@
+"""`gated_linear`: y = x (w * sigmoid(scores))^T + b, and its gradients; those of weight and scores in one pass.
+
+The gate is no product, so its derivative is not one of the other ops: a gradient that is differentiated again, and
+code that is traced or transformed, takes the gate apart into sigmoid and `soft_masked_linear`, which are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .autograd import plain
+from .soft_masked_linear import soft_masked_linear, soft_masked_linear_input_grad, soft_masked_linear_weight_grad
+
+_ops = torch.ops.maskfuse
+
+
+@torch.library.register_fake("maskfuse::gated_linear")
+def _(input: Tensor, weight: Tensor, scores: Tensor, bias: Tensor | None) -> Tensor:
+    torch._check(input.shape[-1] == weight.shape[1], lambda: f"input {input.shape} does not fit weight {weight.shape}")
+    return input.new_empty((*input.shape[:-1], weight.shape[0]))
+
+
+@torch.library.register_fake("maskfuse::gated_linear_input_grad")
+def _(grad: Tensor, weight: Tensor, scores: Tensor) -> Tensor:
+    torch._check(grad.shape[-1] == weight.shape[0], lambda: f"grad {grad.shape} does not fit weight {weight.shape}")
+    return grad.new_empty((*grad.shape[:-1], weight.shape[1]))
+
+
+@torch.library.register_fake("maskfuse::gated_linear_weight_grad")
+def _(grad: Tensor, input: Tensor, weight: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+    shape = (grad.shape[-1], input.shape[-1])
+    return grad.new_empty(shape), grad.new_empty(shape)
+
+
+class _Gated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, weight: Tensor, scores: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(input, weight, scores)
+        return _ops.gated_linear(input, weight, scores, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight, scores = ctx.saved_tensors
+        wants_input, wants_weight, wants_scores, wants_bias = ctx.needs_input_grad
+        d_input = d_weight = d_scores = None
+        if torch.is_grad_enabled():  # to be differentiated again
+            gate = torch.sigmoid(scores)
+            if wants_input:
+                d_input = soft_masked_linear_input_grad(grad, weight, gate)
+            if wants_weight:
+                d_weight = soft_masked_linear_weight_grad(grad, input, gate)
+            if wants_scores:
+                d_scores = soft_masked_linear_weight_grad(grad, input, weight) * (gate * (1 - gate))
+        else:
+            if wants_input:
+                d_input = _ops.gated_linear_input_grad(grad, weight, scores)
+            if wants_weight or wants_scores:
+                d_weight, d_scores = _ops.gated_linear_weight_grad(grad, input, weight, scores)
+        d_bias = grad.sum(tuple(range(grad.dim() - 1))) if wants_bias and grad.dim() > 1 else grad
+        return (
+            d_input,
+            d_weight if wants_weight else None,
+            d_scores if wants_scores else None,
+            (d_bias if wants_bias else None),
+        )
+
+
+def gated_linear(input: Tensor, weight: Tensor, scores: Tensor, bias: Tensor | None) -> Tensor:
+    """The op with its derivatives; checks nothing."""
+    if not plain():
+        return soft_masked_linear(input, weight, torch.sigmoid(scores), bias)
+    return _Gated.apply(input, weight, scores, bias)
