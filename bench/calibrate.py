@@ -7,9 +7,9 @@ what choosing by them costs against the best choice.
 
 from __future__ import annotations
 
-import numpy
 from collections.abc import Callable
 
+import numpy
 import timing  # first: it pins the threads before torch starts them
 import torch
 from maskfuse import Mask

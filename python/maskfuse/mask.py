@@ -27,10 +27,11 @@ class Mask:
     goes into safetensors as `mask.bits`.
     """
 
-    __slots__ = ("_facts", "_plan", "bits", "shape")
+    __slots__ = ("_facts", "_plan", "bits", "known_full", "shape")
 
     bits: Tensor
     shape: torch.Size
+    known_full: bool  # the bits have been looked at, and every weight is active
     _plan: list[Tensor] | None
     _facts: tuple[int, ...] | None
 
@@ -41,6 +42,7 @@ class Mask:
         set_once = super().__setattr__
         set_once("bits", bits)
         set_once("shape", torch.Size(shape))
+        set_once("known_full", False)
         set_once("_plan", None)
         set_once("_facts", None)
 
@@ -240,11 +242,6 @@ class Mask:
         return (facts[4], facts[5]) if self.structure == "n:m" else None
 
     @property
-    def known_full(self) -> bool:
-        """True where the bits have been looked at and every weight is active; looks at nothing itself."""
-        return self._facts is not None and self._facts[0] == _FULL
-
-    @property
     def nbytes(self) -> int:
         """Bytes that the bits take, and the plan where it has been made."""
         return sum(t.numel() * t.element_size() for t in (self.bits, *(self._plan or [])))
@@ -288,6 +285,7 @@ class Mask:
             return self
         moved = Mask(bits, self.shape)
         object.__setattr__(moved, "_facts", self._facts)
+        object.__setattr__(moved, "known_full", self.known_full)
         return moved
 
     def _found(self) -> tuple[int, ...]:
@@ -297,6 +295,7 @@ class Mask:
             facts = torch.ops.maskfuse.mask_structure(self.bits.cpu(), columns, max(inner, 1))
             # Two threads may both get here; they find the same.
             object.__setattr__(self, "_facts", tuple(facts.tolist()))
+            object.__setattr__(self, "known_full", self.structure == "full")
         assert self._facts is not None
         return self._facts
 
