@@ -25,7 +25,7 @@ from maskfuse._timing import Timing, compare, ratio
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
-__all__ = ["Timing", "arguments", "compare", "machine", "pin", "progress", "ratio", "table", "write"]
+__all__ = ["Timing", "arguments", "compare", "last_cache", "machine", "pin", "progress", "ratio", "table", "write"]
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
@@ -50,6 +50,12 @@ def _lines(path: str) -> list[str]:
         return Path(path).read_text().splitlines()
     except OSError:
         return []
+
+
+def last_cache() -> int:
+    """Bytes of the last-level cache, 0 where the system does not say."""
+    sizes = [_lines(f"/sys/devices/system/cpu/cpu0/cache/index{index}/size") for index in range(4)]
+    return max((int(size[0].removesuffix("K")) << 10 for size in sizes if size and size[0].endswith("K")), default=0)
 
 
 def machine() -> dict:
@@ -106,5 +112,5 @@ def table(title: str, rows: list[dict], columns: dict[str, str]) -> None:
     for key in columns:
         view.add_column(key, justify="right")
     for row in rows:
-        view.add_row(*[format(row[key], form) if row[key] is not None else "" for key, form in columns.items()])
+        view.add_row(*[format(row[key], form) if row.get(key) is not None else "" for key, form in columns.items()])
     Console(width=max(140, Console().width)).print(view)
