@@ -257,9 +257,8 @@ def main() -> int:
     plot(rows, path.with_suffix(".png"))
     for line in lines:
         sign = ">=" if line["at"] == "least" else "<="
-        print(
-            f"{'met   ' if line['met'] else 'MISSED'} {line['measured']:7.2f} {sign} {line['bound']:.2f}  {line['what']}"
-        )
+        verdict = "met   " if line["met"] else "MISSED"
+        print(f"{verdict} {line['measured']:7.2f} {sign} {line['bound']:.2f}  {line['what']}")
     print(f"{sum(line['met'] for line in lines)} of {len(lines)} targets met; written to {path}")
     return int(options.check and not all(line["met"] for line in lines))
 

@@ -52,41 +52,41 @@ def deepsparse_layer(layer: nn.Linear, batch: int, threads: int):
     return lambda x: engine.run([x])[0]
 
 
+def case(out: int, inp: int, density: float, batch: int, options) -> dict:
+    """All engines on one layer, in alternating rounds."""
+    from sparseprop.modules import SparseLinear
+
+    dense = nn.Linear(inp, out)
+    masked = MaskedLinear.from_dense(dense, Mask.random((out, inp), density)).eval()
+    zeroed = masked.to_dense()
+    sparse = SparseLinear(zeroed.weight.detach(), zeroed.bias)
+    x = torch.randn(batch, inp)
+    array, engine = x.numpy(), deepsparse_layer(zeroed, batch, options.threads)
+    if batch == 1:
+        masked.pack()
+    calls = {
+        "dense": lambda: dense(x),
+        "maskfuse": lambda: masked(x),
+        "DeepSparse": lambda: torch.from_numpy(engine(array)),
+        "SparseProp": lambda: sparse(x),
+    }
+    with torch.no_grad():
+        want = zeroed(x)
+        for name in ("maskfuse", "DeepSparse", "SparseProp"):
+            torch.testing.assert_close(calls[name](), want, atol=1e-3, rtol=1e-3, msg=name)
+        times = timing.compare(calls, options.budget, min_rounds=9)
+    row = {"out": out, "in": inp, "batch": batch, "density": density}
+    row |= {f"{name} ms": timed.median * 1e3 for name, timed in times.items()}
+    return row | {f"vs {name}": timing.ratio(times[name], times["maskfuse"]) for name in times if name != "maskfuse"}
+
+
 def main() -> int:
     parser = timing.arguments(__doc__)
     parser.set_defaults(budget=0.5)
     options = parser.parse_args()
     timing.pin(options.threads)
     torch.manual_seed(0)
-    from sparseprop.modules import SparseLinear
-
-    rows = []
-    for out, inp in SHAPES:
-        for density in DENSITIES:
-            dense = nn.Linear(inp, out)
-            masked = MaskedLinear.from_dense(dense, Mask.random((out, inp), density)).eval()
-            zeroed = masked.to_dense()
-            sparse = SparseLinear(zeroed.weight.detach(), zeroed.bias)
-            for batch in (1, 512):
-                x = torch.randn(batch, inp)
-                array, engine = x.numpy(), deepsparse_layer(zeroed, batch, options.threads)
-                masked.unpack()
-                if batch == 1:
-                    masked.pack()
-                calls = {"dense": lambda: dense(x), "maskfuse": lambda: masked(x)}
-                calls["DeepSparse"] = lambda engine=engine: engine(array)
-                calls["SparseProp"] = lambda: sparse(x)
-                with torch.no_grad():
-                    want = zeroed(x)
-                    for name, got in (("DeepSparse", torch.from_numpy(engine(array))), ("SparseProp", sparse(x))):
-                        torch.testing.assert_close(got, want, atol=1e-3, rtol=1e-3, msg=name)
-                    times = timing.compare(calls, options.budget, min_rounds=9)
-                label = {"out": out, "in": inp, "batch": batch, "density": density}
-                medians = {f"{name} ms": timed.median * 1e3 for name, timed in times.items()}
-                ratios = {
-                    f"vs {name}": timing.ratio(times[name], times["maskfuse"]) for name in times if name != "maskfuse"
-                }
-                rows.append({**label, **medians, **ratios})
+    rows = [case(o, i, density, batch, options) for o, i in SHAPES for density in DENSITIES for batch in (1, 512)]
     columns = {"out": "d", "in": "d", "batch": "d", "density": ".0%"}
     columns |= {f"{name} ms": ".3f" for name in ("dense", "DeepSparse", "SparseProp", "maskfuse")}
     columns |= {f"vs {name}": ".2f" for name in ("dense", "DeepSparse", "SparseProp")}
@@ -97,9 +97,8 @@ def main() -> int:
         for batch, bound in bounds.items():
             worst = min(row[f"vs {name}"] for row in rows if row["batch"] == batch)
             missed += worst < bound
-            print(
-                f"{'met   ' if worst >= bound else 'MISSED'} {worst:6.2f} >= {bound:.2f}  {name}, batch {batch}, slowest"
-            )
+            verdict = "met   " if worst >= bound else "MISSED"
+            print(f"{verdict} {worst:6.2f} >= {bound:.2f}  {name}, batch {batch}, slowest")
     return int(options.check and missed > 0)
 
 

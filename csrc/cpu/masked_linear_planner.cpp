@@ -110,7 +110,10 @@ int candidates(const MaskedGemm& g, Isa isa, int threads, Candidate* list) {
   } else {
     if (g.packed && g.m <= (g.packed->columns ? kDecodeRows : kFewRows)) add(Kernel::decode);
     if (g.m <= 2 * kFewRows) add(g.pass == Pass::forward ? Kernel::row_dot : Kernel::streamed);
-    add(Kernel::accumulate);
+    // Copying values out of B for a few rows of A reads all of B as well, in a worse order than in place, unless next
+    // to nothing is active: the table, of steps that come in sequence, does not see that.
+    const bool hardly_any = g.plan && g.plan->header->values * 64 < g.n * g.k;
+    if (g.m >= kFewRows || hardly_any) add(Kernel::accumulate);
   }
   const double* const rates = isa == Isa::avx512 ? kAvx512 : kAvx2;
   for (int i = 0; i < count; ++i) {
