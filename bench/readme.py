@@ -61,8 +61,8 @@ def layers(result: dict) -> list[str]:
     missed = [t for t in targets if not t["met"]]
     return [
         *wrapped(
-            f"{machine(result)}. How many times faster than plain `F.linear(x, w)` / than `F.linear(x, w * m)`, medians "
-            "of alternating rounds, random masks; a shared machine, so a tenth either way is noise:"
+            f"{machine(result)}. How many times faster than plain `F.linear(x, w)` / than `F.linear(x, w * m)`: "
+            "medians of alternating rounds, random masks; a shared machine, so a tenth either way is noise:"
         ),
         "",
         *table(head, grid),
@@ -71,7 +71,7 @@ def layers(result: dict) -> list[str]:
         "",
         *wrapped(
             f"{len(targets) - len(missed)} of the {len(targets)} targets that the benchmark checks are met on this "
-            "machine, where torch's own product reaches four fifths of the processor's peak; the JSON lists them all."
+            "machine, where torch's own product reaches four fifths of the peak; the JSON lists them all."
         ),
     ]
 

@@ -1,0 +1,159 @@
+"""Masks of every structure on every kernel, and the plans that kernels walk."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import threading
+
+import maskfuse
+import pytest
+import torch
+from maskfuse import Mask, masked_linear, reference
+from maskfuse.nn import MaskedLinear
+from test_masked_linear import check, forward_backward
+
+OUT, IN = 150, 300
+OPS = torch.ops.maskfuse
+
+
+def rows_of(*kinds: torch.Tensor) -> Mask:
+    return Mask.from_dense(torch.stack([kinds[i % len(kinds)] for i in range(OUT)]))
+
+
+def one_a_row() -> Mask:
+    return Mask.from_dense(torch.nn.functional.one_hot(torch.randint(IN, (OUT,)), IN).bool())
+
+
+def chunk_borders() -> Mask:
+    dense = torch.zeros(OUT, IN, dtype=torch.bool)
+    dense[:, [0, 31, 32, 63, 64, 127, 128, 255, 256, IN - 1]] = True
+    return Mask.from_dense(dense & (torch.rand(OUT, IN) < 0.7))
+
+
+FULL, NONE = torch.ones(IN, dtype=torch.bool), torch.zeros(IN, dtype=torch.bool)
+MASKS = {
+    "sparse": lambda: Mask.random((OUT, IN), 0.05),
+    "half": lambda: Mask.random((OUT, IN), 0.5),
+    "dense": lambda: Mask.random((OUT, IN), 0.8),
+    "empty": lambda: Mask.full((OUT, IN), active=False),
+    "full": lambda: Mask.full((OUT, IN)),
+    "channels": lambda: Mask.channels((OUT, IN), torch.rand(OUT) < 0.5, torch.rand(IN) < 0.5),
+    "blocks": lambda: Mask.blocks(torch.rand(10, 19) < 0.4, (16, 16), (OUT, IN)),
+    "n:m": lambda: Mask.n_m(torch.rand(OUT, IN), 1, 4),
+    "one weight a row": one_a_row,
+    "dense rows among empty ones": lambda: rows_of(FULL, NONE, NONE),
+    "dense, sparse and dead rows": lambda: rows_of(FULL, torch.rand(IN) < 0.1, NONE, torch.rand(IN) < 0.6),
+    "chunk borders": chunk_borders,
+}
+
+
+@pytest.mark.parametrize("make", MASKS.values(), ids=MASKS.keys())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_structures(backend, make, dtype):
+    mask = make()
+    for batch in (3, 20, 150):
+        x, w, b = (torch.randn(shape).to(dtype) for shape in ((batch, IN), (OUT, IN), (OUT,)))
+        check(x, w, mask, b)
+
+
+@pytest.mark.parametrize("make", MASKS.values(), ids=MASKS.keys())
+def test_every_candidate_gives_the_same(make):
+    mask = make()
+    x, w, b = torch.randn(12, IN), torch.randn(OUT, IN), torch.randn(OUT)
+    grad = torch.randn(12, OUT)
+    want = forward_backward(reference.masked_linear, x, w, mask, b, grad)
+    names = set()
+    for direction in ("forward", "input_grad", "weight_grad"):
+        text = OPS.masked_linear_candidates(direction, 12, mask.bits, IN, mask.plan, torch.float32)
+        names |= {line.split()[0] for line in text.splitlines()}
+    try:
+        for name in names:
+            OPS.prefer_masked_linear_kernel(name)
+            for got, expected in zip(forward_backward(masked_linear, x, w, mask, b, grad), want, strict=True):
+                torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4, msg=name)
+    finally:
+        OPS.prefer_masked_linear_kernel("")
+
+
+def test_the_same_bits_from_run_to_run():
+    mask = Mask.random((OUT, IN), 0.2)
+    x, w, b, grad = torch.randn(200, IN), torch.randn(OUT, IN), torch.randn(OUT), torch.randn(200, OUT)
+    first = forward_backward(masked_linear, x, w, mask, b, grad)
+    again = Mask.from_dense(mask.dense())  # planned anew
+    for other in (mask, again):
+        for one, two in zip(first, forward_backward(masked_linear, x, w, other, b, grad), strict=True):
+            assert torch.equal(one, two)
+
+
+def test_more_than_two_to_the_sixteen_weights_in_a_row():
+    columns = 70_000
+    dense = torch.zeros(9, columns, dtype=torch.bool)
+    dense[0], dense[4, ::3], dense[7, -1] = True, True, True
+    mask = Mask.from_dense(dense)
+    x, w = torch.randn(17, columns), torch.randn(9, columns)
+    grad = torch.randn(17, 9)
+    got = forward_backward(masked_linear, x, w, mask, torch.zeros(9), grad)
+    want = forward_backward(
+        reference.masked_linear, x.double(), w.double(), mask, torch.zeros(9).double(), grad.double()
+    )
+    for ours, theirs in zip(got, want, strict=True):
+        torch.testing.assert_close(ours.double(), theirs, atol=2e-3, rtol=1e-4)
+    layer = MaskedLinear(columns, 9, bias=False, mask=mask).eval()
+    for batch in (1, 8):  # columns that need more than 16 bits are placed by the mask's bits
+        y = layer.unpack()(x[:batch])
+        torch.testing.assert_close(layer.pack()(x[:batch]), y, atol=2e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("density", [0.01, 0.05, 0.2, 0.5, 0.9])
+def test_a_plan_is_small(density):
+    mask = Mask.random((1024, 1024), density)
+    assert sum(t.numel() for t in mask.plan) <= 4 * mask.active
+    assert mask.nbytes == mask.bits.numel() * 4 + sum(t.numel() for t in mask.plan)
+
+
+def test_who_has_a_plan():
+    assert Mask.full((OUT, IN)).plan == []  # every weight active
+    assert Mask.random((16, 16), 0.5).plan == []  # too small to gain
+    assert Mask.random((64, 8, 3, 3), 0.5).plan == []  # no linear layer's
+    mask = Mask.random((OUT, IN), 0.5)
+    assert len(mask.plan) == 2 and mask.plan is mask.plan
+    assert copy.deepcopy(mask).plan is mask.plan
+    with torch.inference_mode():
+        other = Mask.random((OUT, IN), 0.5)
+        assert not any(t.is_inference() for t in other.plan)
+    restored = pickle.loads(pickle.dumps(mask))
+    assert restored._plan is None and all(map(torch.equal, restored.plan, mask.plan))
+
+
+def test_layers_share_a_plan_and_make_it_early():
+    mask = Mask.random((OUT, IN), 0.5)
+    layers = [MaskedLinear(IN, OUT, mask=mask) for _ in range(2)]
+    assert mask._plan is not None
+    assert layers[0].mask.plan is layers[1].mask.plan
+
+
+def plans_of_many_threads(mask: Mask) -> list[list[torch.Tensor]]:
+    found: list[list[torch.Tensor]] = []
+    threads = [threading.Thread(target=lambda: found.append(mask.plan)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+def test_a_plan_asked_for_by_many_threads_is_made_once():
+    for _ in range(5):
+        assert len({id(plan) for plan in plans_of_many_threads(Mask.random((OUT, IN), 0.3))}) == 1
+
+
+def test_explain_shows_estimates_and_runners_up():
+    explanation = maskfuse.explain(Mask.random((1024, 1024), 0.1), batch=12)
+    if torch.ops.maskfuse.cpu_level() == "scalar":
+        pytest.skip("the scalar level has one kernel")
+    assert set(explanation.estimates["forward"]) == {"row_dot", "accumulate"}
+    assert set(explanation.estimates["weight_grad"]) == {"tiled", "sampled"}
+    for times in explanation.estimates.values():
+        assert list(times.values()) == sorted(times.values())
+    assert "estimated" in str(explanation) and "not " in str(explanation)
