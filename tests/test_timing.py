@@ -40,8 +40,13 @@ def test_benchmark_writes_its_record(tmp_path):
     assert process.returncode == 0, process.stderr
     result = json.loads(path.read_text())
     assert result["machine"]["cpu_level"] and result["machine"]["threads"] and result["command"]
-    assert len(result["rows"]) == 12
+    sections = [row["section"] for row in result["rows"]]
+    assert {name: sections.count(name) for name in sections} == {"grid": 12, "step": 4, "packed": 8, "structure": 3}
     for row in result["rows"]:
         assert row["vs dense"] > 0 and row["maskfuse ms"] > 0 and row["GFLOP/s"] > 0
-    assert result["worst_vs_masked"] == min(row["vs w*m"] for row in result["rows"])
-    assert "slowest against plain F.linear" in process.stdout
+    targets = {target["what"]: target for target in result["targets"]}
+    slowest = targets["grid, against w*m, slowest"]
+    assert slowest["measured"] == min(row["vs w*m"] for row in result["rows"] if row["section"] == "grid")
+    assert slowest["met"] == (slowest["measured"] >= slowest["bound"])
+    assert f"of {len(targets)} targets met" in process.stdout
+    assert path.with_suffix(".png").stat().st_size > 0
