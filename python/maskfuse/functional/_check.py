@@ -43,6 +43,20 @@ def same_device(name: str, t: Tensor | Mask, other_name: str, other: Tensor) -> 
         raise ValueError(f"{name} and {other_name} must be on one device, got {t.device} and {other.device}")
 
 
+def linear_operands(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Raises unless input `[..., in]` and bias `[out]` fit weight `[out, in]` in shape, dtype and device."""
+    same("input", input, "weight", weight)
+    if input.dim() == 0 or input.shape[-1] != weight.shape[1]:
+        raise ValueError(
+            f"input must have shape [..., {weight.shape[1]}] for weight {list(weight.shape)}, got {list(input.shape)}"
+        )
+    if bias is not None:
+        floating(bias, "bias")
+        same("bias", bias, "weight", weight)
+        if bias.shape != weight.shape[:1]:
+            raise ValueError(f"bias must have shape {[weight.shape[0]]}, got {describe(bias)}")
+
+
 def mask_of(mask: Mask | Tensor, weight: Tensor) -> Mask | Tensor:
     """The mask of a weight as a `Mask` (binary) or a floating tensor (real-valued).
 

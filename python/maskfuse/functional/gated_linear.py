@@ -6,7 +6,6 @@ from torch import Tensor
 
 from .. import ops, reference
 from ..backends import choose, extend
-from ..mask import describe
 from . import _backends as _backends
 from . import _check
 
@@ -46,14 +45,5 @@ def gated_linear(input: Tensor, weight: Tensor, scores: Tensor, bias: Tensor | N
         raise ValueError(f"scores must have the shape of weight, {list(weight.shape)}, got {list(scores.shape)}")
     _check.same("scores", scores, "weight", weight)
     input, weight, scores, bias = _check.autocast(input, weight, scores, bias)
-    _check.same("input", input, "weight", weight)
-    if input.dim() == 0 or input.shape[-1] != weight.shape[1]:
-        raise ValueError(
-            f"input must have shape [..., {weight.shape[1]}] for weight {list(weight.shape)}, got {list(input.shape)}"
-        )
-    if bias is not None:
-        _check.floating(bias, "bias")
-        _check.same("bias", bias, "weight", weight)
-        if bias.shape != weight.shape[:1]:
-            raise ValueError(f"bias must have shape {[weight.shape[0]]}, got {describe(bias)}")
+    _check.linear_operands(input, weight, bias)
     return choose("gated_linear", input.device.type).ops["gated_linear"](input, weight, scores, bias)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from .. import ops, reference
 from ..backends import choose, extend
-from ..mask import Mask, describe
+from ..mask import Mask
 from . import _backends as _backends
 from . import _check
 
@@ -75,15 +75,6 @@ def checked_masked_linear(
     soft = mask if isinstance(mask, Tensor) else None
     input, weight, bias, soft = _check.autocast(input, weight, bias, soft)
     mask = mask if soft is None else soft
-    _check.same("input", input, "weight", weight)
-    if input.dim() == 0 or input.shape[-1] != weight.shape[1]:
-        raise ValueError(
-            f"input must have shape [..., {weight.shape[1]}] for weight {list(weight.shape)}, got {list(input.shape)}"
-        )
-    if bias is not None:
-        _check.floating(bias, "bias")
-        _check.same("bias", bias, "weight", weight)
-        if bias.shape != weight.shape[:1]:
-            raise ValueError(f"bias must have shape {[weight.shape[0]]}, got {describe(bias)}")
+    _check.linear_operands(input, weight, bias)
     run = choose("masked_linear", input.device.type).ops["masked_linear"]
     return run(input, weight, mask, bias, packed) if packed else run(input, weight, mask, bias)
