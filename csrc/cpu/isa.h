@@ -3,6 +3,8 @@
 
 #include <stdint.h>
 
+#include "dtype.h"
+
 namespace maskfuse {
 
 enum class Isa : int32_t { scalar, avx2, avx512 };
@@ -25,7 +27,11 @@ void isa_set(const char* name);
 // Bytes of the first-level data cache of this machine; 32 KiB where it does not say.
 int64_t first_level_cache();
 
-// True where torch's own library multiplies full matrices faster than the kernels here: MKL on Intel's processors.
+// What a product of full matrices costs in torch's own libraries (MKL, oneDNN) on this processor, where float32 on
+// Intel's is 1; 0 where they have no fast kernel.
+double library_cost(Dtype dtype);
+
+// True where those multiply full float32 matrices faster than the kernels here.
 bool library_is_faster();
 
 }  // namespace maskfuse

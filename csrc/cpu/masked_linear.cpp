@@ -8,31 +8,18 @@
 namespace maskfuse {
 namespace {
 
-const MaskedLinearKernels* kernels(Isa isa) {
-#ifdef MASKFUSE_X86
-  if (isa == Isa::avx512) return masked_linear_kernels_avx512();
-  if (isa == Isa::avx2) return masked_linear_kernels_avx2();
-#else
-  (void)isa;
-#endif
-  return nullptr;
-}
-
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 // Values of a task of accumulate: half of a second-level cache of 2 MiB.
 constexpr int64_t kTaskValues = 1 << 18;
 
-constexpr int64_t kUnlimited = int64_t{1} << 40;
-
 // Multiplications below which a second thread costs more than it brings.
 constexpr int64_t kWorthAThread = 1 << 16;
 
-// Splits a dimension into `parts` steps, and each of those into steps of at most `most`; multiples of `unit`.
-int64_t step_of(int64_t size, int64_t parts, int64_t most, int64_t unit) {
-  const int64_t part = std::max<int64_t>(1, ceil_div(size, parts));
-  return round_up(ceil_div(part, ceil_div(part, most)), unit);
+// The step that splits a dimension into `parts`, a multiple of `unit`.
+int64_t step_of(int64_t size, int64_t parts, int64_t unit) {
+  return round_up(std::max<int64_t>(1, ceil_div(size, parts)), unit);
 }
 
 Grid grid_of(int64_t m, int64_t n, int64_t m_step, int64_t n_step) {
@@ -40,12 +27,12 @@ Grid grid_of(int64_t m, int64_t n, int64_t m_step, int64_t n_step) {
 }
 
 // Gives every thread a part of the columns, and of the rows where there are not enough columns.
-Grid split(const MaskedGemm& g, int64_t m_unit, int64_t n_unit, int64_t most_columns, int threads) {
+Grid split(const MaskedGemm& g, int64_t m_unit, int64_t n_unit, int threads) {
   const int64_t work = g.m * g.n * std::max<int64_t>(g.k, 1) / kWorthAThread;
   const int64_t parts = std::min<int64_t>(threads, std::max<int64_t>(1, work));
   const int64_t units = ceil_div(g.n, n_unit);
   const int64_t first = std::max<int64_t>(1, std::min(parts, units)), second = std::max<int64_t>(1, parts / first);
-  return grid_of(g.m, g.n, step_of(g.m, second, kUnlimited, m_unit), step_of(g.n, first, most_columns, n_unit));
+  return grid_of(g.m, g.n, step_of(g.m, second, m_unit), step_of(g.n, first, n_unit));
 }
 
 // Sizes of what the kernels work in, which masked_linear_lanes.h lays out.
@@ -129,11 +116,21 @@ void schedule_decode(Schedule& s, const MaskedGemm& g, const MaskedLinearKernels
 
 void schedule_few_rows(Schedule& s, const MaskedGemm& g, const MaskedLinearKernels& table, int threads) {
   s.task = table.few_rows[g.pass != Pass::forward][(int)g.dtype][mask_index(g)];
-  s.grid = split(g, g.m, 64, kUnlimited, threads);  // 64 columns: threads do not share cache lines of C
+  s.grid = split(g, g.m, 64, threads);  // 64 columns: threads do not share cache lines of C
   s.scratch_bytes = s.kernel == Kernel::streamed ? kStreamSums * sizeof(double) : 0;
 }
 
 }  // namespace
+
+const MaskedLinearKernels* masked_linear_kernels(Isa isa) {
+#ifdef MASKFUSE_X86
+  if (isa == Isa::avx512) return masked_linear_kernels_avx512();
+  if (isa == Isa::avx2) return masked_linear_kernels_avx2();
+#else
+  (void)isa;
+#endif
+  return nullptr;
+}
 
 const char* kernel_name(Kernel kernel) {
   switch (kernel) {
@@ -151,6 +148,8 @@ const char* kernel_name(Kernel kernel) {
       return "sampled";
     case Kernel::tiled:
       return "tiled";
+    case Kernel::library:
+      return "library";
   }
   return "unknown";
 }
@@ -161,11 +160,11 @@ Schedule schedule(const MaskedGemm& g, Isa isa, int threads) {
   Schedule s{};
   s.isa = isa;
   s.kernel = list[0].kernel;
-  const MaskedLinearKernels* const table = kernels(isa);
+  const MaskedLinearKernels* const table = masked_linear_kernels(isa);
   switch (s.kernel) {
     case Kernel::naive:
       s.task = masked_linear_naive(g);
-      s.grid = split(g, 1, 1, kUnlimited, threads);
+      s.grid = split(g, 1, 1, threads);
       break;
     case Kernel::row_dot:
     case Kernel::streamed:
@@ -182,6 +181,8 @@ Schedule schedule(const MaskedGemm& g, Isa isa, int threads) {
       break;
     case Kernel::tiled:
       schedule_tiled(s, g, *table, threads);
+      break;
+    case Kernel::library:
       break;
   }
   return s;

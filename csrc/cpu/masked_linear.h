@@ -64,6 +64,7 @@ struct MaskedGemm {
   const void* bias;      // [n] or null; forward only
   void* c;
   int64_t c_ld;
+  bool library;  // whoever runs the problem has a library at hand that multiplies full matrices
 };
 
 enum class Kernel : int32_t {
@@ -74,6 +75,7 @@ enum class Kernel : int32_t {
   accumulate,  // forward, input_grad: lists of active weights times lines of the batch; without a plan, all weights
   sampled,     // weight_grad: one product over the batch an active weight
   tiled,       // weight_grad: register tiles, those that the mask leaves empty skipped
+  library,     // a full product by a library, between masked copies, or on the active channels alone
 };
 
 // What one call of a kernel computes: half-open ranges of rows and columns of the result, or, for kernels with
@@ -86,6 +88,20 @@ struct Part {
 };
 
 using Task = void (*)(const MaskedGemm&, const Part&);
+
+// Columns of a matrix moved together or apart, for masks that are whole rows and columns: see masked_linear_library.h.
+struct MoveColumns {
+  const void* from;
+  int64_t from_ld;
+  void* to;
+  int64_t to_ld;
+  int64_t columns;         // of the wide matrix
+  const uint32_t* active;  // its columns
+  const int32_t* rows;     // its rows, one for each of the narrow one's; null where they are the same
+  const void* bias;        // [columns] or null; between columns that move apart
+};
+
+using Move = void (*)(const MoveColumns&, int64_t begin, int64_t end);
 
 // Rows of A up to which B is read in place.
 inline constexpr int64_t kFewRows = 8;
@@ -115,6 +131,9 @@ struct MaskedLinearKernels {
   Task accumulate[2][4][3];  // forward, input_grad
   Task sampled[4];
   Task tiled[4][3];
+  // What surrounds a library's product.
+  Task masked_copy[4][3], masked_result[4][3];
+  Move gather[4], scatter[4];
   int32_t vector_bytes;
 };
 
@@ -135,7 +154,8 @@ struct Schedule {
 
 const char* kernel_name(Kernel kernel);
 
-// Chooses the kernel and cuts the problem for `threads` threads. Reads no data but the plan's header.
+// Chooses the kernel and cuts the problem for `threads` threads. Reads no data but the plan's header. Where the choice
+// is `library` there are no tasks: the caller runs the product.
 Schedule schedule(const MaskedGemm& problem, Isa isa, int threads);
 
 // Runs task `index` of a phase, 0 or 1. The tasks of a phase may run in any order and at the same time.
@@ -144,6 +164,8 @@ void run_task(const MaskedGemm& problem, const Schedule& schedule, int phase, in
 
 const MaskedLinearKernels* masked_linear_kernels_avx2();
 const MaskedLinearKernels* masked_linear_kernels_avx512();
+// Null where `isa` has none.
+const MaskedLinearKernels* masked_linear_kernels(Isa isa);
 // The readable version, every pass.
 Task masked_linear_naive(const MaskedGemm& problem);
 

@@ -12,7 +12,7 @@ namespace {
 constexpr uint32_t kMagic = 0x6d66706c;
 constexpr int64_t kMostRows = 256, kMostColumns = 256;
 
-// Bytes of activations that one column of a tile takes: see masked_linear_accumulate.h.
+// Bytes of activations that one column of a tile takes: see masked_linear_lanes.h.
 constexpr int64_t kColumnBytes = 256;
 
 // Values of a panel are copied into scratch; more than this many leave the caches.
@@ -64,7 +64,14 @@ bool plan_open(const void* bytes, int64_t size, int64_t rows, int64_t columns, P
     return false;
   plan->header = header;
   plan->tiles = (const PlanTile*)(header + 1);
-  plan->runs = (const PlanRun*)(plan->tiles + plan->panels() * plan->chunks() + 1);
+  const auto* pattern = (const uint32_t*)(plan->tiles + plan->panels() * plan->chunks() + 1);
+  plan->row_pattern = plan->column_pattern = nullptr;
+  if (header->active_rows > 0) {
+    plan->row_pattern = pattern;
+    plan->column_pattern = pattern + mask_words(rows);
+    pattern = plan->column_pattern + mask_words(columns);
+  }
+  plan->runs = (const PlanRun*)pattern;
   plan->rows = (const uint8_t*)(plan->runs + header->runs);
   plan->columns = plan->rows + header->row_bytes;
   return plan->columns + header->column_bytes <= (const uint8_t*)bytes + size;
@@ -95,7 +102,15 @@ struct PlanBuilder::State {
   PlanHeader header;
   int64_t chunks;
   std::vector<PanelPart> parts;
-  std::vector<PlanTile> tiles;  // where each begins
+  std::vector<PlanTile> tiles;    // where each begins
+  std::vector<uint32_t> pattern;  // of rows, then of columns
+
+  // Fills `pattern` where the mask is whole rows and columns.
+  void find_pattern();
+  // Bytes before the runs.
+  int64_t fixed_bytes() const {
+    return (int64_t)(sizeof(PlanHeader) + tiles.size() * sizeof(PlanTile) + pattern.size() * sizeof(uint32_t));
+  }
 
   // The entries of a tile, in the order of the plan.
   void entries(int64_t panel, int64_t chunk, std::vector<Entry>& list) const;
@@ -198,6 +213,27 @@ void PlanBuilder::State::entries(int64_t panel, int64_t chunk, std::vector<Entry
   });
 }
 
+void PlanBuilder::State::find_pattern() {
+  const int64_t words = mask_words(header.columns);
+  const uint32_t* columns = nullptr;  // the first row that is not empty
+  pattern.assign((size_t)mask_words(header.rows), 0);
+  for (int64_t r = 0; r < header.rows; ++r) {
+    const uint32_t* const row = bits + r * words;
+    if (std::all_of(row, row + words, [](uint32_t word) { return word == 0; })) continue;
+    if (columns == nullptr) columns = row;
+    if (!std::equal(row, row + words, columns)) {
+      header.active_rows = 0;
+      pattern.clear();
+      return;
+    }
+    pattern[r / 32] |= 1u << (r % 32);
+    ++header.active_rows;
+  }
+  if (columns == nullptr) return pattern.clear();
+  for (int64_t w = 0; w < words; ++w) header.active_columns += count_bits(columns[w]);
+  pattern.insert(pattern.end(), columns, columns + words);
+}
+
 PlanBuilder::PlanBuilder(const uint32_t* bits, int64_t rows, int64_t columns, int64_t active, int64_t cache_bytes)
     : state_(new State{}) {
   PlanHeader& h = state_->header;
@@ -267,21 +303,23 @@ int64_t PlanBuilder::layout() {
   tiles.push_back(here());
   if (value > (int64_t)UINT32_MAX) return 0;
   h.runs = run, h.row_bytes = row, h.column_bytes = column, h.values = value;
-  h.bytes =
-      (int64_t)(sizeof(PlanHeader) + tiles.size() * sizeof(PlanTile)) + run * (int64_t)sizeof(PlanRun) + row + column;
+  state_->find_pattern();
+  h.bytes = state_->fixed_bytes() + run * (int64_t)sizeof(PlanRun) + row + column;
   return h.bytes;
 }
 
 void PlanBuilder::write_header(void* plan) const {
   std::memcpy(plan, &state_->header, sizeof(PlanHeader));
-  std::memcpy((char*)plan + sizeof(PlanHeader), state_->tiles.data(), state_->tiles.size() * sizeof(PlanTile));
+  auto* const tiles = (PlanTile*)((char*)plan + sizeof(PlanHeader));
+  std::copy(state_->tiles.begin(), state_->tiles.end(), tiles);
+  std::copy(state_->pattern.begin(), state_->pattern.end(), (uint32_t*)(tiles + state_->tiles.size()));
 }
 
 void PlanBuilder::write(int64_t panel, void* plan) const {
   const PanelPart& part = state_->parts[panel];
   if (part.sizes.empty()) return;
   const PlanTile& begin = state_->tiles[panel * state_->chunks];
-  auto* const runs = (PlanRun*)((char*)plan + sizeof(PlanHeader) + state_->tiles.size() * sizeof(PlanTile));
+  auto* const runs = (PlanRun*)((char*)plan + state_->fixed_bytes());
   auto* const rows = (uint8_t*)(runs + state_->header.runs);
   auto* const columns = rows + state_->header.row_bytes;
   std::copy(part.runs.begin(), part.runs.end(), runs + begin.run);

@@ -11,7 +11,8 @@
 // Entries of one width and one list length are a run, so that a loop's length rarely changes and branches are
 // predicted. An entry without active columns is not listed.
 //
-//   Plan in memory: PlanHeader | PlanTile[tiles + 1] | PlanRun[] | rows[] | columns[]
+//   Plan in memory: PlanHeader | PlanTile[tiles + 1] | pattern words | PlanRun[] | rows[] | columns[]
+//     pattern   of a mask that is whole rows and columns (channels): the bits of its rows, then of its columns
 //     tiles     panel-major; tile t's runs, rows, columns and values end where those of t + 1 begin
 //     rows      one byte a row of an entry: its number in the panel
 //     columns   one byte a column of a list: its number in the chunk
@@ -32,6 +33,7 @@ struct PlanHeader {
   int64_t panel;          // rows a tile, at most 256
   int64_t runs, row_bytes, column_bytes;
   int64_t values;             // of all lists, width counted
+  int64_t active_rows, active_columns;  // of a mask that is whole rows and columns and has a pattern; else 0
   int64_t most_panel_values;  // of the panel that has most
   int64_t bytes;              // of the whole plan
 };
@@ -49,6 +51,7 @@ struct PlanRun {
 struct Plan {
   const PlanHeader* header;
   const PlanTile* tiles;
+  const uint32_t *row_pattern, *column_pattern;  // or null
   const PlanRun* runs;
   const uint8_t* rows;
   const uint8_t* columns;

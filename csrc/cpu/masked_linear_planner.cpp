@@ -10,9 +10,9 @@ namespace {
 // Nanoseconds on one core, in the order of `Rate`; a phase's on the whole call. Measured on an Intel Xeon (AMX
 // generation, 2 cores at 3.8 GHz) by bench/calibrate.py, where choosing by them took 1 % longer than the best choice.
 // clang-format off
-//                           phase  weight product   lane  value   long  entry single shared sample   tile result
-constexpr double kAvx512[] = {7500, 0.142,   0.181, 0.749,  1.59, 0.413,  3.53, 0.181, 0.567, 0.392, 0.827, 0.285};
-constexpr double kAvx2[]   = {7400, 0.147,   0.333, 0.542,  1.37, 0.384,  4.96, 0.292, 1.130, 0.498, 1.770, 0.346};
+//                           phase  weight product   lane  value   long  entry single shared sample   tile result  call library   copy
+constexpr double kAvx512[] = {7500, 0.142,   0.181, 0.749,  1.59, 0.413,  3.53, 0.181, 0.567, 0.392, 0.827, 0.285, 8000,   0.66, 0.300};
+constexpr double kAvx2[]   = {7400, 0.147,   0.333, 0.542,  1.37, 0.384,  4.96, 0.292, 1.130, 0.498, 1.770, 0.346, 8000,   0.66, 0.300};
 // clang-format on
 static_assert(sizeof(kAvx512) / sizeof(double) == kRates && sizeof(kAvx2) / sizeof(double) == kRates);
 
@@ -40,6 +40,25 @@ struct Lists {
     }
   }
 };
+
+// Bytes of a copy that a library reads, and rows below which it is slow.
+constexpr int64_t kCopyBytes = int64_t{8} << 20, kCopyRows = 1024;
+
+Work library_work(const MaskedGemm& g) {
+  Work w;
+  const LibraryProduct p(g);
+  const bool grad = g.pass == Pass::weight_grad;
+  const double m = (double)g.m, n = (double)g.n, k = (double)g.k;
+  const double vector = (double)(kUnitBytes / (g.dtype == Dtype::f64 ? 8 : 4));
+  w.count[kPhase] = 1;
+  w.count[kCall] = (double)(((grad ? g.m : g.n) + p.step - 1) / p.step);
+  w.count[kLibrary] = (double)p.m / 4 * (double)p.n / vector * (double)p.k * library_cost(g.dtype);
+  if (p.compact)
+    w.count[kCopy] = m * n + (grad ? m * k + n * k : m * k + (double)p.n * (double)p.k);
+  else if (!p.full)
+    w.count[kCopy] = grad ? m * n : n * k;
+  return w;
+}
 
 Work work_of(Kernel kernel, const MaskedGemm& g) {
   Work w;
@@ -84,6 +103,8 @@ Work work_of(Kernel kernel, const MaskedGemm& g) {
       w.count[kWeight] = 1.5 * (double)g.packed->rows[g.n];
       w.count[kProduct] = w.count[kWeight] * m / vector;
       break;
+    case Kernel::library:
+      return library_work(g);
     case Kernel::naive:
       break;
   }
@@ -94,9 +115,27 @@ Work work_of(Kernel kernel, const MaskedGemm& g) {
 
 const char* rate_name(int rate) {
   static const char* const names[] = {"phase", "weight", "product", "lane",   "value", "long_value",
-                                      "entry", "single", "shared",  "sample", "tile",  "result"};
+                                      "entry", "single", "shared",  "sample", "tile",  "result",
+                                      "call",  "library", "copy"};
   static_assert(sizeof(names) / sizeof(names[0]) == kRates);
   return names[rate];
+}
+
+LibraryProduct::LibraryProduct(const MaskedGemm& g) : full(false), compact(false), m(g.m), n(g.n), k(g.k) {
+  const bool grad = g.pass == Pass::weight_grad;
+  if (g.plan && g.plan->row_pattern) {
+    // The index's rows are B's transposed ones in input_grad.
+    const int64_t rows = g.plan->header->active_rows, columns = g.plan->header->active_columns;
+    full = rows == g.plan->header->rows && columns == g.plan->header->columns;
+    compact = !full;
+    if (grad)
+      m = rows, n = columns;
+    else
+      n = rows, k = columns;
+  }
+  const int64_t row_bytes = (grad ? n : k) * dtype_size(g.dtype), whole = grad ? g.m : g.n;
+  step = std::max(kCopyRows, kCopyBytes / std::max<int64_t>(1, row_bytes));
+  step = full || step >= whole ? whole : (whole / ((whole + step - 1) / step) + 31) / 32 * 32;
 }
 
 int candidates(const MaskedGemm& g, Isa isa, int threads, Candidate* list) {
@@ -115,6 +154,10 @@ int candidates(const MaskedGemm& g, Isa isa, int threads, Candidate* list) {
     const bool hardly_any = g.plan && g.plan->header->values * 64 < g.n * g.k;
     if (g.m >= kFewRows || hardly_any) add(Kernel::accumulate);
   }
+  // A library is slow at few rows of A, and has no kernels for half types on some processors.
+  if (g.library && isa != Isa::scalar && library_cost(g.dtype) > 0 && !(g.plan && g.plan->header->values == 0) &&
+      (g.pass == Pass::weight_grad ? g.k : g.m) >= 2 * kFewRows)
+    add(Kernel::library);
   const double* const rates = isa == Isa::avx512 ? kAvx512 : kAvx2;
   for (int i = 0; i < count; ++i) {
     Candidate& c = list[i];
@@ -138,7 +181,7 @@ bool prefer_kernel(const char* name) {
     preferred = -1;
     return true;
   }
-  for (int kernel = 0; kernel <= (int)Kernel::tiled; ++kernel) {
+  for (int kernel = 0; kernel <= (int)Kernel::library; ++kernel) {
     if (std::strcmp(name, kernel_name((Kernel)kernel)) != 0) continue;
     preferred = kernel;
     return true;

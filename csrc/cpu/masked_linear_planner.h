@@ -21,6 +21,9 @@ enum Rate {
   kSample,     // an active weight's product over a unit
   kTile,       // four rows times 64 bytes of columns times one row of the batch
   kResult,     // an element of the gradient written
+  kCall,       // a call of the library
+  kLibrary,    // the library's products, counted as kTile's
+  kCopy,       // an element moved or masked for the library, or after it
   kRates
 };
 
@@ -28,6 +31,16 @@ const char* rate_name(int rate);
 
 struct Work {
   double count[kRates] = {};
+};
+
+// The full product that Kernel::library leaves to a library: the whole problem, or its active channels where the mask
+// is whole rows and columns. It is cut, along n, or along m in weight_grad, so that no copy of a large weight is made.
+struct LibraryProduct {
+  bool full, compact;
+  int64_t m, n, k;  // what is multiplied
+  int64_t step;     // of the problem's n or m; a multiple of 32
+
+  explicit LibraryProduct(const MaskedGemm& problem);
 };
 
 // A kernel that could run a problem.
@@ -38,7 +51,7 @@ struct Candidate {
 };
 
 // All candidates, the chosen one first; returns their number, at most kMostCandidates.
-inline constexpr int kMostCandidates = 3;
+inline constexpr int kMostCandidates = 4;
 int candidates(const MaskedGemm& problem, Isa isa, int threads, Candidate* list);
 
 // Makes every later choice fall on the named kernel where it is a candidate, for benchmarks and tests; "" undoes it.

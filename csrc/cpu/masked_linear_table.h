@@ -3,7 +3,7 @@
 
 #include "masked_linear_decode.h"
 #include "masked_linear_few_rows.h"
-#include "masked_linear_weight_grad.h"
+#include "masked_linear_library.h"
 
 namespace maskfuse {
 namespace {
@@ -30,6 +30,14 @@ static void fill_dtype(MaskedLinearKernels& table, Dtype dtype) {
   table.tiled[d][0] = tiled_task<V, T, kBits>;
   table.tiled[d][1] = tiled_task<V, T, kFactor>;
   table.tiled[d][2] = tiled_task<V, T, kGate>;
+  table.masked_copy[d][0] = masked_copy_task<V, T, kBits>;
+  table.masked_copy[d][1] = masked_copy_task<V, T, kFactor>;
+  table.masked_copy[d][2] = masked_copy_task<V, T, kGate>;
+  table.masked_result[d][0] = masked_result_task<V, T, kBits>;
+  table.masked_result[d][1] = masked_result_task<V, T, kFactor>;
+  table.masked_result[d][2] = masked_result_task<V, T, kGate>;
+  table.gather[d] = gather_columns<V, T>;
+  table.scatter[d] = scatter_columns<V, T>;
 }
 
 template <class VectorF32, class VectorF64>

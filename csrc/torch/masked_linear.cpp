@@ -2,52 +2,15 @@
 #include "../cpu/masked_linear.h"
 
 #include <atomic>
-#include <cstdlib>
-#include <memory>
-#include <new>
 
 #include "../cpu/masked_linear_packed.h"
 #include "../cpu/masked_linear_planner.h"
+#include "buffer.h"
+#include "masked_linear_library.h"
 #include "tensor.h"
 
 namespace maskfuse {
 namespace {
-
-// A grow-only buffer: pages that are there need not be mapped and zeroed by the system in every call.
-class Buffer {
- public:
-  void* get(size_t bytes) {
-    if (bytes > size_) {
-      const size_t rounded = (bytes + 4095) / 4096 * 4096;
-      data_.reset();
-      size_ = 0;
-      data_.reset(std::aligned_alloc(4096, rounded));
-      if (!data_) throw std::bad_alloc();
-      size_ = rounded;
-    }
-    return data_.get();
-  }
-
- private:
-  struct Free {
-    void operator()(void* p) const { std::free(p); }
-  };
-  std::unique_ptr<void, Free> data_;
-  size_t size_ = 0;
-};
-
-// A thread keeps its scratch, a few MiB at most. What a call shares among threads grows with the batch, so more than
-// this much of it is given back.
-constexpr size_t kKeptBytes = size_t{32} << 20;
-
-Buffer& thread_scratch() {
-  static thread_local Buffer buffer;
-  return buffer;
-}
-Buffer& thread_shared() {
-  static thread_local Buffer buffer;
-  return buffer;
-}
 
 // Threads take tasks one by one, so that a panel with more active weights than others holds nobody up.
 void run_phase(const MaskedGemm& problem, const Schedule& s, int phase, void* shared) {
@@ -72,9 +35,11 @@ void run_phase(const MaskedGemm& problem, const Schedule& s, int phase, void* sh
   if (out_of_memory) throw std::bad_alloc();
 }
 
-void run(const MaskedGemm& problem) {
+void run(MaskedGemm& problem) {
   if (problem.m == 0 || problem.n == 0) return;
+  problem.library = true;
   const Schedule s = schedule(problem, isa_in_use(), (int)torch::stable::get_num_threads());
+  if (s.kernel == Kernel::library) return run_library(problem, s.isa);
   Buffer once;
   Buffer& buffer = s.shared_bytes > kKeptBytes ? once : thread_shared();
   void* const shared = s.shared_bytes > 0 ? buffer.get(s.shared_bytes) : nullptr;
@@ -326,6 +291,7 @@ std::string masked_linear_candidates(std::string pass, int64_t batch, const Tens
   constexpr const char* kOp = "masked_linear_candidates";
   MaskedGemm g{};
   Operands keep;
+  g.library = true;
   const int64_t out = bits.size(0);
   g.dtype = type == ScalarType::Double     ? Dtype::f64
             : type == ScalarType::BFloat16 ? Dtype::bf16

@@ -56,6 +56,7 @@ _KERNELS = {
     "accumulate": "active weights times lines of the batch; four rows at once where they share their columns",
     "sampled": "one product over the batch for each active weight",
     "tiled": "register tiles of the gradient, masked as they are stored; empty ones skipped",
+    "library": "torch's own product: on a masked copy, a panel at a time, or on the active channels alone",
 }
 
 
