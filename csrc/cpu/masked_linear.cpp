@@ -14,6 +14,10 @@ int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 // Values of a task of accumulate: half of a second-level cache of 2 MiB.
 constexpr int64_t kTaskValues = 1 << 18;
 
+// Bytes of values that are copied for all threads before the batch is split among them: they come from the cache of
+// another core then, and once for each block of the batch.
+constexpr int64_t kSharedValueBytes = 8 << 20;
+
 // Multiplications below which a second thread costs more than it brings.
 constexpr int64_t kWorthAThread = 1 << 16;
 
@@ -57,8 +61,31 @@ int64_t dense_panel(int64_t most, int64_t rows, int64_t columns, int threads) {
   return panel;
 }
 
+// Whether threads share values and split the batch: they are few, or packed, and there are blocks for all threads.
+bool splits_batch(const MaskedGemm& g, const Sizes& sizes, int threads) {
+  if (!g.plan || g.plan->header->values == 0) return false;
+  const bool packed = g.packed && g.packed->ordered;
+  const int64_t blocks = ceil_div(g.m, sizes.lanes());
+  return (packed || ordered_values(*g.plan) * sizes.element <= kSharedValueBytes) && blocks >= 2 &&
+         round_up(blocks, threads) * 8 <= blocks * 9;
+}
+
+void schedule_accumulate_batch(Schedule& s, const MaskedGemm& g, const MaskedLinearKernels& table, const Sizes& sizes,
+                               int threads) {
+  s.panel = g.plan->header->panel;
+  if (!(g.packed && g.packed->ordered)) {
+    s.first_task = table.values[g.pass == Pass::input_grad][(int)g.dtype];
+    s.first = grid_of(1, g.n, 1, s.panel);
+    s.shared_bytes = (size_t)(ordered_values(*g.plan) * sizes.element);
+  }
+  s.task = table.accumulate_batch[(int)g.dtype];
+  s.grid = grid_of(ceil_div(g.m, sizes.lanes()), g.n, 1, round_up(g.n, s.panel));
+  s.scratch_bytes = sizes.block(s.panel) + sizes.block(g.k);
+}
+
 void schedule_accumulate(Schedule& s, const MaskedGemm& g, const MaskedLinearKernels& table, int threads) {
   const Sizes sizes(g, table);
+  if (splits_batch(g, sizes, threads)) return schedule_accumulate_batch(s, g, table, sizes, threads);
   s.task = table.accumulate[g.pass == Pass::input_grad][(int)g.dtype][mask_index(g)];
   s.first_task = table.lanes[(int)g.dtype];
   s.panel = g.plan ? g.plan->header->panel : dense_panel(kDensePanel, g.n, g.k, threads);
@@ -73,7 +100,9 @@ void schedule_accumulate(Schedule& s, const MaskedGemm& g, const MaskedLinearKer
   s.first = grid_of(blocks, g.k, 1, 256);
   s.shared_bytes = sizes.shared(g.m, g.k);
   int64_t most = together * s.panel * g.k;
-  if (g.plan) {
+  if (g.packed && g.packed->ordered) {
+    most = 0;
+  } else if (g.plan) {
     most = 0;
     const int64_t chunks = g.plan->chunks();
     for (int64_t p = 0; p < panels; p += together) {

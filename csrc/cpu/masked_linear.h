@@ -26,15 +26,20 @@ namespace maskfuse {
 
 enum class Pass : int32_t { forward, input_grad, weight_grad };
 
-// The active weights of B alone, row after row, made before the call: see masked_linear_decode.h.
+// The active weights of B alone, made before the call: row after row for few rows of A (masked_linear_decode.h), and
+// in the order of the plan for more (masked_linear_values.h).
 struct Packed {
   const void* values;       // [active + kPackedPad] of the problem's dtype
   const uint16_t* columns;  // [active] or null: then the bits say where they belong
   const int64_t* rows;      // [rows of B + 1]: where each row's begin
+  const void* ordered;      // [ordered_values(plan)] of the sums' dtype, or null
 };
 
-// Values behind the last active one, which are read and not used.
+// Values behind the last active one, which are read and not used; and behind each panel's, which are written.
 inline constexpr int64_t kPackedPad = 64;
+
+// Values of all panels in the order of the plan, each with its pad.
+inline int64_t ordered_values(const Plan& plan) { return plan.header->values + plan.panels() * kPackedPad; }
 
 struct MaskedGemm {
   Pass pass;
@@ -129,6 +134,8 @@ struct MaskedLinearKernels {
   Task decode[4];
   Task lanes[4];             // first phase of accumulate and sampled
   Task accumulate[2][4][3];  // forward, input_grad
+  // accumulate where values are few: first phase and second.
+  Task values[2][4], accumulate_batch[4];
   Task sampled[4];
   Task tiled[4][3];
   // What surrounds a library's product.

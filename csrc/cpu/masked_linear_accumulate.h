@@ -10,6 +10,9 @@
 //         for an entry: sums in registers += weight x line, for its list
 //       sums back out of lanes, rounded
 //
+// Where values are few, or were packed in this order, the loops over panels and blocks change places: all values are
+// copied first, and a thread lays out the blocks of the batch that it works on, which no other thread reads.
+//
 // Bound, for a single row: one line of loads for one of multiply-adds, so half of what a dense product reaches. Four
 // rows that share a list load a line once for four.
 #pragma once
@@ -126,42 +129,71 @@ static void lanes_task(const MaskedGemm& g, const Part& part) {
   }
 }
 
+// A panel of the result for a block of the batch: x is the block in lanes, y where the panel's sums are kept.
+template <class V, class T>
+static void accumulate_panel(const MaskedGemm& g, const Tiles& tiles, int64_t panel, const BatchBlock& block,
+                             const typename V::S* x, const typename V::S* values, typename V::S* y) {
+  using S = typename V::S;
+  constexpr int W = V::W;
+  const int64_t n = panel * tiles.panel, tall = min64(tiles.panel, g.n - n);
+  for (int64_t r = 0; r < tall; ++r) {
+    const auto start = g.bias ? V::set1((S)widen((const T*)g.bias + n + r)) : V::zero();
+    for (int v = 0; v < block.vectors; ++v) V::store(y + (r * block.vectors + v) * W, start);
+  }
+  for_vectors<V>(block.vectors, [&](auto number) {
+    constexpr int kVectors = decltype(number)::value;
+    Tile tile;
+    for (int64_t c = 0; c < tiles.chunks(); ++c) {
+      tiles.at(panel, c, tile);
+      const int64_t next = min64(tiles.chunk, tiles.columns - tile.column0 - tile.width);
+      accumulate_tile<V, kVectors>(tile, x + tile.column0 * kVectors * W, next * kVectors * sizeof(typename V::Reg),
+                                   values + tile.value, y);
+    }
+  });
+  from_lanes<V>(y, block.vectors, block.rows, tall, (T*)g.c + block.begin * g.c_ld + n, g.c_ld);
+}
+
 // Part: m blocks of the batch, n whole panels, whose values fit the second-level cache.
 template <class V, class T, bool kTransposed, MaskKind kMask>
 static void accumulate_task(const MaskedGemm& g, const Part& part) {
   using S = typename V::S;
-  constexpr int W = V::W;
   const Tiles tiles(g, part);
+  const S* const ordered = g.packed ? (const S*)g.packed->ordered : nullptr;
   S* const y = (S*)part.scratch;
-  S* const values = y + tiles.panel * Lanes<V>::kLanes;
-  S* to = values;
-  for (int64_t n = part.n0; n < part.n1; n += tiles.panel) {
-    panel_values<V, T, kTransposed, kMask>(g, tiles, n / tiles.panel, to);
-    to += tiles.values(n / tiles.panel);
+  S* const copied = y + tiles.panel * Lanes<V>::kLanes;
+  if (!ordered) {
+    S* to = copied;
+    for (int64_t n = part.n0; n < part.n1; n += tiles.panel) {
+      panel_values<V, T, kTransposed, kMask>(g, tiles, n / tiles.panel, to);
+      to += tiles.values(n / tiles.panel);
+    }
   }
   for (int64_t m = part.m0; m < part.m1; ++m) {
     const BatchBlock block = batch_block<V>(g.m, m);
     const S* const x = (const S*)part.shared + block.begin * g.k;
-    const S* from = values;
+    const S* from = copied;
     for (int64_t n = part.n0; n < part.n1; n += tiles.panel) {
-      const int64_t panel = n / tiles.panel, tall = min64(tiles.panel, g.n - n);
-      for (int64_t r = 0; r < tall; ++r) {
-        const auto start = g.bias ? V::set1((S)widen((const T*)g.bias + n + r)) : V::zero();
-        for (int v = 0; v < block.vectors; ++v) V::store(y + (r * block.vectors + v) * W, start);
-      }
-      for_vectors<V>(block.vectors, [&](auto number) {
-        constexpr int kVectors = decltype(number)::value;
-        Tile tile;
-        for (int64_t c = 0; c < tiles.chunks(); ++c) {
-          tiles.at(panel, c, tile);
-          const int64_t next = min64(tiles.chunk, tiles.columns - tile.column0 - tile.width);
-          accumulate_tile<V, kVectors>(tile, x + tile.column0 * kVectors * W, next * kVectors * sizeof(typename V::Reg),
-                                       from + tile.value, y);
-        }
-      });
-      from_lanes<V>(y, block.vectors, block.rows, tall, (T*)g.c + block.begin * g.c_ld + n, g.c_ld);
+      const int64_t panel = n / tiles.panel;
+      accumulate_panel<V, T>(g, tiles, panel, block, x, ordered ? ordered + tiles.ordered(panel) : from, y);
       from += tiles.values(panel);
     }
+  }
+}
+
+// Part: m blocks of the batch, all panels. Every thread has its blocks in lanes to itself; what threads share are the
+// values, which are few.
+template <class V, class T>
+static void accumulate_batch_task(const MaskedGemm& g, const Part& part) {
+  using S = typename V::S;
+  const Tiles tiles(g, part);
+  const S* const values = (const S*)(g.packed && g.packed->ordered ? g.packed->ordered : part.shared);
+  S* const y = (S*)part.scratch;
+  S* const x = y + tiles.panel * Lanes<V>::kLanes;
+  for (int64_t m = part.m0; m < part.m1; ++m) {
+    const BatchBlock block = batch_block<V>(g.m, m);
+    to_lanes<V>((const T*)g.a + block.begin * g.a_ld, g.a_ld, block.rows, g.k, block.vectors, x);
+    for (int64_t n = part.n0; n < part.n1; n += tiles.panel)
+      accumulate_panel<V, T>(g, tiles, n / tiles.panel, block, x, values + tiles.ordered(n / tiles.panel), y);
   }
 }
 

@@ -76,8 +76,10 @@ Work work_of(Kernel kernel, const MaskedGemm& g) {
       const Lists lists(g, g.n, g.k);
       w.count[kPhase] = 2;
       w.count[kLane] = m * (k + n);
-      w.count[kValue] = lists.singles;
-      w.count[kLongValue] = 4 * lists.shared;
+      if (!(g.packed && g.packed->ordered)) {
+        w.count[kValue] = lists.singles;
+        w.count[kLongValue] = 4 * lists.shared;
+      }
       w.count[kEntry] = lists.entries * units(g, g.m);
       w.count[kSingle] = lists.singles * units(g, g.m);
       w.count[kShared] = lists.shared * units(g, g.m);

@@ -26,6 +26,9 @@ static void fill_dtype(MaskedLinearKernels& table, Dtype dtype) {
   table.accumulate[1][d][0] = accumulate_task<V, T, true, kBits>;
   table.accumulate[1][d][1] = accumulate_task<V, T, true, kFactor>;
   table.accumulate[1][d][2] = accumulate_task<V, T, true, kGate>;
+  table.values[0][d] = values_task<V, T, false>;
+  table.values[1][d] = values_task<V, T, true>;
+  table.accumulate_batch[d] = accumulate_batch_task<V, T>;
   table.sampled[d] = sampled_task<V, T>;
   table.tiled[d][0] = tiled_task<V, T, kBits>;
   table.tiled[d][1] = tiled_task<V, T, kFactor>;

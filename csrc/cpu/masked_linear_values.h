@@ -48,6 +48,9 @@ struct Tiles {
     return (int64_t)t[chunks()].value - t[0].value;
   }
 
+  // Where a panel's values begin among those of all panels.
+  int64_t ordered(int64_t p) const { return (int64_t)plan->tiles[p * chunks()].value + p * kPackedPad; }
+
   // Fills `tile`, whose address the view keeps.
   void at(int64_t p, int64_t c, Tile& tile) const {
     tile.row0 = p * panel, tile.column0 = c * chunk;
@@ -229,7 +232,7 @@ static inline void fetch(const T* from, int64_t count) {
   for (int64_t byte = 0; byte < count * (int64_t)sizeof(T); byte += 64) __builtin_prefetch((const char*)from + byte);
 }
 
-// Values of all tiles of a panel. `values` has room for a vector of overhang.
+// Values of all tiles of a panel. `values` has room for four vectors of overhang, at most kPackedPad.
 template <class V, class T, bool kTransposed, MaskKind kMask>
 static void panel_values(const MaskedGemm& g, const Tiles& tiles, int64_t panel, typename V::S* values) {
   const Weights<T, kTransposed> w{g};
@@ -287,6 +290,18 @@ static void panel_values(const MaskedGemm& g, const Tiles& tiles, int64_t panel,
         to += (int64_t)entries * run.length * run.width;
       }
     }
+  }
+}
+
+// Part: n whole panels, whose values go to their places among those of all, in `shared`.
+template <class V, class T, bool kTransposed>
+static void values_task(const MaskedGemm& g, const Part& part) {
+  static_assert(4 * V::W <= kPackedPad);
+  const Tiles tiles(g, part);
+  for (int64_t n = part.n0; n < part.n1; n += tiles.panel) {
+    const int64_t panel = n / tiles.panel;
+    panel_values<V, T, kTransposed, MaskKind::bits>(g, tiles, panel,
+                                                    (typename V::S*)part.shared + tiles.ordered(panel));
   }
 }
 

@@ -51,7 +51,7 @@ STABLE_TORCH_LIBRARY(maskfuse, m) {
   m.def("masked_linear_input_grad(Tensor grad, Tensor weight, Tensor bits, Tensor[] plan) -> Tensor");
   m.def("masked_linear_weight_grad(Tensor grad, Tensor input, Tensor bits, Tensor[] plan) -> Tensor");
 
-  m.def("masked_linear_pack(Tensor weight, Tensor bits) -> Tensor[]");
+  m.def("masked_linear_pack(Tensor weight, Tensor bits, Tensor[] plan) -> Tensor[]");
 
   m.def("soft_masked_linear(Tensor input, Tensor weight, Tensor mask, Tensor? bias) -> Tensor");
   m.def("soft_masked_linear_input_grad(Tensor grad, Tensor weight, Tensor mask) -> Tensor");

@@ -20,7 +20,7 @@ void run_phase(const MaskedGemm& problem, const Schedule& s, int phase, void* sh
   std::atomic<bool> out_of_memory{false};
   const auto work = [&](int64_t, int64_t) {
     try {
-      void* scratch = phase == 0 ? nullptr : thread_scratch().get(s.scratch_bytes);
+      void* const scratch = phase == 0 ? nullptr : thread_scratch().get(s.scratch_bytes);
       for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;)
         run_task(problem, s, phase, task, shared, scratch);
     } catch (const std::bad_alloc&) {
@@ -95,13 +95,13 @@ struct Operands {
 
 // The plan's parts in the list that ops take: the index of the mask, and of its transpose; and, where the weight was
 // packed, what masked_linear_pack returned.
-enum PlanPart { kIndex, kTransposedIndex, kPackedValues, kPackedColumns, kPackedRows, kParts };
+enum PlanPart { kIndex, kTransposedIndex, kPackedValues, kPackedColumns, kPackedRows, kOrderedValues, kParts };
 
 void attach_plan(MaskedGemm& g, Operands& keep, const std::vector<Tensor>& plan, PlanPart part, int64_t rows,
                  int64_t columns, const char* op) {
   if (plan.empty()) return;
   STD_TORCH_CHECK(plan.size() == kPackedValues || plan.size() == kParts, op,
-                  ": plan must have no tensors, 2, or 5 with a packed weight, got ", plan.size());
+                  ": plan must have no tensors, 2, or 6 with a packed weight, got ", plan.size());
   const Tensor& t = plan[part];
   if (part == kTransposedIndex) std::swap(rows, columns);
   STD_TORCH_CHECK(t.scalar_type() == ScalarType::Byte && t.dim() == 1 && (t.size(0) <= 1 || t.stride(0) == 1) &&
@@ -110,20 +110,26 @@ void attach_plan(MaskedGemm& g, Operands& keep, const std::vector<Tensor>& plan,
   g.plan = &keep.plan;
 }
 
+// What sums over products of a type are kept in.
+ScalarType sum_type(ScalarType type) { return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float; }
+
 void attach_packed(MaskedGemm& g, Operands& keep, const std::vector<Tensor>& plan, const Tensor& weight,
                    const char* op) {
   if (plan.size() < kParts) return;
-  const Tensor &values = plan[kPackedValues], &columns = plan[kPackedColumns], &rows = plan[kPackedRows];
+  const Tensor &values = plan[kPackedValues], &columns = plan[kPackedColumns], &rows = plan[kPackedRows],
+               &ordered = plan[kOrderedValues];
   if (values.scalar_type() != weight.scalar_type()) return;  // packed in another dtype than a cast call runs in
   bool fits = rows.scalar_type() == ScalarType::Long && rows.dim() == 1 && rows.size(0) == weight.size(0) + 1 &&
-              columns.scalar_type() == ScalarType::Short && columns.dim() == 1 && values.dim() == 1;
+              columns.scalar_type() == ScalarType::Short && columns.dim() == 1 && values.dim() == 1 &&
+              ordered.dim() == 1 && ordered.scalar_type() == sum_type(weight.scalar_type());
   if (fits) {
     const int64_t active = ((const int64_t*)rows.const_data_ptr())[weight.size(0)];
-    fits = values.size(0) == active + kPackedPad && (columns.size(0) == active || columns.size(0) == 0);
+    fits = values.size(0) == active + kPackedPad && (columns.size(0) == active || columns.size(0) == 0) &&
+           (ordered.size(0) == 0 || (g.plan && ordered.size(0) == ordered_values(*g.plan)));
   }
   STD_TORCH_CHECK(fits, op, ": plan does not hold a packed weight of shape ", shape_of(weight));
   keep.packed = {values.const_data_ptr(), columns.size(0) > 0 ? (const uint16_t*)columns.const_data_ptr() : nullptr,
-                 (const int64_t*)rows.const_data_ptr()};
+                 (const int64_t*)rows.const_data_ptr(), ordered.size(0) > 0 ? ordered.const_data_ptr() : nullptr};
   g.packed = &keep.packed;
 }
 
@@ -260,18 +266,38 @@ std::tuple<Tensor, Tensor> gated_linear_weight_grad(const Tensor& grad, const Te
   return {out, scores_grad};
 }
 
-// The active weights alone: values, their columns where few are active, and where each row's begin.
-std::vector<Tensor> masked_linear_pack(const Tensor& weight, const Tensor& bits) {
+// The weights of the plan's index in its order, for products of many rows; empty where that would be no less than
+// half of the matrix, or no kernel reads it.
+Tensor ordered_weights(MaskedGemm& g, const Tensor& weight) {
+  const bool wanted = g.plan && isa_in_use() != Isa::scalar && g.plan->header->values * 2 <= g.n * g.k;
+  Tensor ordered = torch::stable::new_empty(weight, {wanted ? ordered_values(*g.plan) : 0},
+                                            sum_type(weight.scalar_type()));
+  if (!wanted) return ordered;
+  torch::stable::zero_(ordered);
+  const Task copy = masked_linear_kernels(isa_in_use())->values[0][(int)g.dtype];
+  void* const to = ordered.mutable_data_ptr();
+  const int64_t panel = g.plan->header->panel;
+  torch::stable::parallel_for(0, g.plan->panels(), 1, [&](int64_t begin, int64_t end) {
+    copy(g, {0, g.m, begin * panel, std::min(end * panel, g.n), panel, to, nullptr});
+  });
+  return ordered;
+}
+
+// The active weights alone: row after row, their columns where few are active, and where each row's begin; and in the
+// order of the plan.
+std::vector<Tensor> masked_linear_pack(const Tensor& weight, const Tensor& bits, const std::vector<Tensor>& plan) {
   constexpr const char* kOp = "masked_linear_pack";
-  const Dtype dtype = dtype_of(weight, kOp, "weight");
+  MaskedGemm g{};
+  Operands keep;
+  g.pass = Pass::forward;
+  g.dtype = dtype_of(weight, kOp, "weight");
   STD_TORCH_CHECK(weight.dim() == 2, kOp, ": weight must have shape [out, in], got ", shape_of(weight));
   const Matrix w = as_matrix(weight, kOp, "weight");
-  check_bits(bits, w.rows, w.columns, kOp);
-  const Tensor mask = as_contiguous(bits);
-  const auto* const words = (const uint32_t*)mask.const_data_ptr();
+  attach_mask(g, keep, {bits, &plan}, weight, w.rows, w.columns, kOp);
+  g.n = w.rows, g.k = w.columns, g.b = w.data(), g.b_ld = w.ld;
   Tensor rows = torch::stable::new_empty(weight, {w.rows + 1}, ScalarType::Long);
   auto* const starts = (int64_t*)rows.mutable_data_ptr();
-  const int64_t active = packed_rows(words, w.rows, w.columns, starts);
+  const int64_t active = packed_rows(g.bits, w.rows, w.columns, starts);
   const bool listed = w.columns <= kListedColumns && (double)active < kListedDensity * (double)(w.rows * w.columns);
   Tensor values = torch::stable::new_zeros(weight, {active + kPackedPad});
   Tensor columns = torch::stable::new_empty(weight, {listed ? active : 0}, ScalarType::Short);
@@ -279,9 +305,9 @@ std::vector<Tensor> masked_linear_pack(const Tensor& weight, const Tensor& bits)
   auto* const at = listed && active > 0 ? (uint16_t*)columns.mutable_data_ptr() : nullptr;
   torch::stable::parallel_for(0, w.rows, std::max<int64_t>(1, 65536 / std::max<int64_t>(1, w.columns)),
                               [&](int64_t begin, int64_t end) {
-                                packed_values(words, w.columns, w.data(), w.ld, dtype, starts, begin, end, to, at);
+                                packed_values(g.bits, w.columns, w.data(), w.ld, g.dtype, starts, begin, end, to, at);
                               });
-  return {values, columns, rows};
+  return {values, columns, rows, ordered_weights(g, weight)};
 }
 
 // The kernels that could run a product, by the function that chooses for real, the chosen one first. A line each: name,
