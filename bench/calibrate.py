@@ -17,7 +17,7 @@ from scipy.optimize import nnls
 
 SHAPES = [(256, 512), (1024, 1024), (4096, 1024), (768, 3072), (1000, 2000)]
 BATCHES = [1, 8, 12, 16, 37, 64, 197, 512]
-DENSITIES = [1.0, 0.7, 0.5, 0.3, 0.1, 0.05]
+DENSITIES = [1.0, 0.7, 0.5, 0.3, 0.1, 0.05, "channels"]
 OPS = torch.ops.maskfuse
 
 
@@ -55,13 +55,26 @@ def cases(budget: float):
     """(label, kernel, counts, seconds), every candidate of a problem in the same alternating rounds."""
     problems = [(o, i, b, d) for o, i in SHAPES for b in BATCHES for d in DENSITIES]
     for out, inp, batch, density in timing.progress(problems):
-        mask = Mask.random((out, inp), density)
+        if density == "channels":
+            mask = Mask.channels((out, inp), out=torch.rand(out) < 0.5, inp=torch.rand(inp) < 0.5)
+        else:
+            mask = Mask.random((out, inp), density)
         for direction, call in calls_of(out, inp, batch, mask).items():
             counts = candidates(direction, batch, mask)
             times = timing.compare({kernel: on(kernel, call) for kernel in counts}, budget, min_rounds=5)
             for kernel, timed in times.items():
                 yield (direction, out, inp, batch, density), kernel, counts[kernel], timed.median
     OPS.prefer_masked_linear_kernel("")
+
+
+def library_costs(budget: float) -> dict[str, float]:
+    """What the library takes for a product in each dtype, where float32 is 1: library_cost in csrc/cpu/isa.cpp."""
+    calls = {}
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        x, w = torch.randn(512, 1024).to(dtype), torch.randn(2048, 1024).to(dtype)
+        calls[str(dtype).removeprefix("torch.")] = lambda x=x, w=w: torch.nn.functional.linear(x, w)
+    times = timing.compare(calls, budget, min_rounds=5)
+    return {name: timed.median / times["float32"].median for name, timed in times.items()}
 
 
 def main() -> None:
@@ -75,7 +88,7 @@ def main() -> None:
         OPS.set_cpu_level(options.level)
     rows = list(cases(options.budget))
     names = list(rows[0][2])
-    share = numpy.array([1.0 if name == "phase" else 1.0 / options.threads for name in names])
+    share = numpy.array([1.0 if name in ("phase", "call") else 1.0 / options.threads for name in names])
     counts = numpy.array([[row[2][name] for name in names] for row in rows]) * share
     seconds = numpy.array([row[3] for row in rows]) * 1e9
     rates, _ = nnls(counts / seconds[:, None], numpy.ones(len(rows)))
@@ -89,12 +102,18 @@ def main() -> None:
             f"{kernel:>12}: estimate / time, median {numpy.median(mine):.2f}, 5-95 % {numpy.quantile(mine, 0.05):.2f}"
             f" to {numpy.quantile(mine, 0.95):.2f}, {len(mine)} cases"
         )
-    lost = []
+    lost = {}
     for label in dict.fromkeys(row[0] for row in rows):
         same = [k for k, row in enumerate(rows) if row[0] == label]
         chosen = min(same, key=lambda k: estimates[k])
-        lost.append(seconds[chosen] / min(seconds[k] for k in same))
-    print(f"chosen / best: mean {numpy.mean(lost):.3f}, 95 % {numpy.quantile(lost, 0.95):.2f}, worst {max(lost):.2f}")
+        best = min(same, key=lambda k: seconds[k])
+        lost[label] = (seconds[chosen] / seconds[best], rows[chosen][1], rows[best][1])
+    costs = ", ".join(f"{name} {cost:.2f}" for name, cost in library_costs(1.0).items())
+    print(f"library_cost: {costs} (a double counts twice in the table: half of its figure goes there)")
+    ratios = [ratio for ratio, *_ in lost.values()]
+    print(f"chosen / best: mean {numpy.mean(ratios):.3f}, 95 % {numpy.quantile(ratios, 0.95):.2f}; the worst:")
+    for label, (ratio, chosen, best) in sorted(lost.items(), key=lambda item: -item[1][0])[:8]:
+        print(f"  {ratio:.2f}  {chosen} for {best}: {label}")
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ PLAN = [ops.mask_plan(BITS, 8), ops.mask_plan(ops.mask_transpose(BITS, 8), 5)]
         (lambda: ops.masked_linear_weight_grad(X[:2, :5], X, BITS, []), "same leading dimensions"),
         (lambda: ops.soft_masked_linear(X, W, W.T, None), r"mask must have shape \[5, 8\], got \[8, 5\]"),
         (lambda: ops.soft_masked_linear(X, W, W.double(), None), "the same dtype"),
-        (lambda: ops.masked_linear(X, W, BITS, PLAN[:1], None), "plan must have no tensors, 2, or 5 .*, got 1"),
+        (lambda: ops.masked_linear(X, W, BITS, PLAN[:1], None), "plan must have no tensors, 2, or 6 .*, got 1"),
         (lambda: ops.masked_linear(X, W, BITS, PLAN[::-1], None), r"plan\[0\] is not the plan of a mask .* \[5, 8\]"),
         (lambda: ops.masked_linear_input_grad(X[:, :5], W, BITS, [PLAN[0]] * 2), r"plan\[1\] is not the plan"),
         (lambda: ops.masked_linear(X, W, BITS, [t[:-1] for t in PLAN], None), "is not the plan"),

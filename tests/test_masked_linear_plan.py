@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import pickle
 import threading
@@ -9,6 +10,7 @@ import threading
 import maskfuse
 import pytest
 import torch
+import torch.utils.flop_counter
 from maskfuse import Mask, masked_linear, reference
 from maskfuse.nn import MaskedLinear
 from test_masked_linear import check, forward_backward
@@ -57,28 +59,97 @@ def test_structures(backend, make, dtype):
         check(x, w, mask, b)
 
 
-@pytest.mark.parametrize("make", MASKS.values(), ids=MASKS.keys())
-def test_every_candidate_gives_the_same(make):
-    mask = make()
-    x, w, b = torch.randn(12, IN), torch.randn(OUT, IN), torch.randn(OUT)
-    grad = torch.randn(12, OUT)
-    want = forward_backward(reference.masked_linear, x, w, mask, b, grad)
-    names = set()
-    for direction in ("forward", "input_grad", "weight_grad"):
-        text = OPS.masked_linear_candidates(direction, 12, mask.bits, IN, mask.plan, torch.float32)
-        names |= {line.split()[0] for line in text.splitlines()}
+@contextlib.contextmanager
+def preferring(kernel: str):
+    OPS.prefer_masked_linear_kernel(kernel)
     try:
-        for name in names:
-            OPS.prefer_masked_linear_kernel(name)
-            for got, expected in zip(forward_backward(masked_linear, x, w, mask, b, grad), want, strict=True):
-                torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4, msg=name)
+        yield
     finally:
         OPS.prefer_masked_linear_kernel("")
 
 
-def test_the_same_bits_from_run_to_run():
+def candidates(mask: Mask, batch: int, dtype: torch.dtype) -> set[str]:
+    texts = [
+        OPS.masked_linear_candidates(direction, batch, mask.bits, mask.shape[1], mask.plan, dtype)
+        for direction in ("forward", "input_grad", "weight_grad")
+    ]
+    return {line.split()[0] for text in texts for line in text.splitlines()}
+
+
+@pytest.mark.parametrize("make", MASKS.values(), ids=MASKS.keys())
+@pytest.mark.parametrize("batch", [12, 20])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_every_candidate_gives_the_same(make, batch, dtype):
+    mask = make()
+    x, w, b = (torch.randn(shape).to(dtype) for shape in ((batch, IN), (OUT, IN), (OUT,)))
+    grad = torch.randn(batch, OUT).to(dtype)
+    want = forward_backward(reference.masked_linear, *(t.double() for t in (x, w)), mask, b.double(), grad.double())
+    tolerance = 1e-4 if dtype == torch.float32 else 4e-2
+    for name in candidates(mask, batch, dtype):
+        with preferring(name):
+            for got, expected in zip(forward_backward(masked_linear, x, w, mask, b, grad), want, strict=True):
+                torch.testing.assert_close(got.double(), expected, atol=10 * tolerance, rtol=tolerance, msg=name)
+
+
+# Panels: rows of the weight for the forward pass, columns for the other; compact ones and masked copies.
+@pytest.mark.parametrize("kind", ["random", "channels", "full but one"])
+def test_the_library_takes_a_large_weight_in_panels(kind):
+    out, inp, batch = 2200, 2100, 16
+    mask = {
+        "random": lambda: Mask.random((out, inp), 0.5),
+        "channels": lambda: Mask.channels((out, inp), torch.rand(out) < 0.9, torch.rand(inp) < 0.9),
+        "full but one": lambda: Mask.from_dense(torch.arange(out * inp).view(out, inp) != 5),
+    }[kind]()
+    if "library" not in candidates(mask, batch, torch.float32):
+        pytest.skip("no library product on this level")
+    x, w, b, grad = torch.randn(batch, inp), torch.randn(out, inp), torch.randn(out), torch.randn(batch, out)
+    w[~mask.dense()] = torch.nan
+    want = forward_backward(reference.masked_linear, x, w, mask, b, grad)
+    with preferring("library"):
+        for got, expected in zip(forward_backward(masked_linear, x, w, mask, b, grad), want, strict=True):
+            torch.testing.assert_close(got, expected, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("call", [masked_linear, maskfuse.gated_linear], ids=["soft", "gate"])
+def test_the_library_with_real_valued_masks(call):
+    x, w, b, grad = torch.randn(40, IN), torch.randn(OUT, IN), torch.randn(OUT), torch.randn(40, OUT)
+    factor = torch.randn(OUT, IN, requires_grad=True)
+    with preferring("tiled"):
+        want = [*forward_backward(call, x, w, factor, b, grad), factor.grad]
+    factor.grad = None
+    with preferring("library"):
+        got = [*forward_backward(call, x, w, factor, b, grad), factor.grad]
+    for ours, theirs in zip(got, want, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-4)
+
+
+def test_the_library_inside_whatever_torch_does_around_a_call():
+    mask = Mask.random((OUT, IN), 0.5)
+    layer = MaskedLinear(IN, OUT, mask=mask)
+    x = torch.randn(40, IN, requires_grad=True)
+    want = layer(x).detach()
+    with preferring("library"):
+        for got in (layer(x), torch.compile(layer, fullgraph=True)(x), layer(x.view(4, 10, IN)).view(40, OUT)):
+            torch.testing.assert_close(got, want)
+        with torch.inference_mode():
+            torch.testing.assert_close(layer(x), want)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer(x).dtype == torch.bfloat16
+        with torch.utils.flop_counter.FlopCounterMode(display=False):
+            torch.testing.assert_close(layer(x), want)
+        wide = torch.randn(40, 2 * IN)[:, ::2]
+        torch.testing.assert_close(layer(wide), layer(wide.contiguous()))
+
+
+@pytest.mark.parametrize("kernel", ["", "library"])
+def test_the_same_bits_from_run_to_run(kernel):
     mask = Mask.random((OUT, IN), 0.2)
     x, w, b, grad = torch.randn(200, IN), torch.randn(OUT, IN), torch.randn(OUT), torch.randn(200, OUT)
+    with preferring(kernel):
+        same_bits(mask, x, w, b, grad)
+
+
+def same_bits(mask, x, w, b, grad):
     first = forward_backward(masked_linear, x, w, mask, b, grad)
     again = Mask.from_dense(mask.dense())  # planned anew
     for other in (mask, again):

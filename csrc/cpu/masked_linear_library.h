@@ -58,7 +58,7 @@ static void scatter_columns(const MoveColumns& move, int64_t begin, int64_t end)
       const int width = (int)min64(V::W, move.columns - c);
       const uint32_t active = mask_at(move.active, c) & (width < V::W ? (1u << width) - 1 : V::kAll);
       const int count = __builtin_popcount(active);
-      auto value = V::expand(V::load_n(from, count), active);
+      auto value = count > 0 ? V::expand(V::load_n(from, count), active) : V::zero();
       if (bias) value = V::add(value, V::load_bits(bias + c, ~active, width));
       V::store_n(to + c, value, width);
       from += count;

@@ -7,8 +7,8 @@
 
 namespace maskfuse {
 
-// Share of active weights below which columns are listed; above, the mask's bits place weights faster. Measured by
-// bench/calibrate.py.
+// Share of active weights below which columns are listed; above, the mask's bits place weights faster. Measured at
+// batch 1 on 4096 x 4096.
 inline constexpr double kListedDensity = 0.27;
 
 // Columns are listed in 16 bits.

@@ -18,8 +18,8 @@ constexpr int64_t kColumnBytes = 256;
 // Values of a panel are copied into scratch; more than this many leave the caches.
 constexpr int64_t kPanelValues = 1 << 20;
 
-// A column of a shared list does four rows' work in the time of this many columns of four single lists: measured by
-// bench/calibrate.py.
+// A column of a shared list does four rows' work in the time of this many columns of single lists: by the planner's
+// table, with copying, at a batch of about 256; fewer at smaller ones.
 constexpr double kSharedCost = 2.3;
 
 // A union of this share of a chunk's columns is made one of all of them.
@@ -48,7 +48,20 @@ struct PanelPart {
   std::vector<PlanTile> sizes;  // of its tiles
   std::vector<PlanRun> runs;
   std::vector<uint8_t> rows, columns;
+  int64_t strips = 0, single_entries = 0;
 };
+
+// Four rows by 16 columns that have an active weight, among rows [begin, end).
+int64_t count_strips(const uint32_t* bits, int64_t words, int64_t begin, int64_t end) {
+  int64_t strips = 0;
+  for (int64_t r = begin; r < end; r += 4)
+    for (int64_t w = 0; w < words; ++w) {
+      uint32_t any = 0;
+      for (int64_t i = r; i < std::min(r + 4, end); ++i) any |= bits[i * words + w];
+      strips += ((any & 0xffff) != 0) + (any >> 16 != 0);
+    }
+  return strips;
+}
 
 uint64_t mix(uint64_t x) {
   x *= 0x9e3779b97f4a7c15u;
@@ -261,6 +274,9 @@ int64_t PlanBuilder::panels() const { return (state_->header.rows + state_->head
 
 void PlanBuilder::build(int64_t panel) {
   PanelPart& part = state_->parts[panel];
+  const PlanHeader& h = state_->header;
+  part.strips =
+      count_strips(state_->bits, mask_words(h.columns), panel * h.panel, std::min((panel + 1) * h.panel, h.rows));
   std::vector<Entry> list;
   for (int64_t chunk = 0; chunk < state_->chunks; ++chunk) {
     state_->entries(panel, chunk, list);
@@ -273,6 +289,7 @@ void PlanBuilder::build(int64_t panel) {
       }
       ++part.runs.back().entries;
       before = &e;
+      part.single_entries += e.width == 1;
       part.rows.insert(part.rows.end(), e.rows, e.rows + e.width);
       part.columns.resize(part.columns.size() + e.length);
       uint8_t* column = part.columns.data() + part.columns.size() - e.length;
@@ -299,6 +316,7 @@ int64_t PlanBuilder::layout() {
       run += size.run, row += size.row, column += size.column, value += size.value;
     }
     h.most_panel_values = std::max(h.most_panel_values, value - begin);
+    h.strips += part.strips, h.single_entries += part.single_entries;
   }
   tiles.push_back(here());
   if (value > (int64_t)UINT32_MAX) return 0;

@@ -32,10 +32,12 @@ struct PlanHeader {
   int64_t rows, columns;  // of the mask
   int64_t panel;          // rows a tile, at most 256
   int64_t runs, row_bytes, column_bytes;
-  int64_t values;             // of all lists, width counted
+  int64_t single_entries;               // entries of one row
+  int64_t values;                       // of all lists, width counted
+  int64_t strips;                       // four rows by 16 columns that have an active weight
   int64_t active_rows, active_columns;  // of a mask that is whole rows and columns and has a pattern; else 0
-  int64_t most_panel_values;  // of the panel that has most
-  int64_t bytes;              // of the whole plan
+  int64_t most_panel_values;            // of the panel that has most
+  int64_t bytes;                        // of the whole plan
 };
 
 struct PlanTile {

@@ -7,12 +7,13 @@
 namespace maskfuse {
 namespace {
 
-// Nanoseconds on one core, in the order of `Rate`; a phase's on the whole call. Measured on an Intel Xeon (AMX
-// generation, 2 cores at 3.8 GHz) by bench/calibrate.py, where choosing by them took 1 % longer than the best choice.
+// Nanoseconds on one core, in the order of `Rate`; a phase's and a call's on the whole call. Measured on an Intel Xeon
+// (AMX generation, 2 cores at 3.8 GHz) by bench/calibrate.py, where choosing by them took 2 % longer than the best
+// choice; the library's are scaled by library_cost elsewhere.
 // clang-format off
-//                           phase  weight product   lane  value   long  entry single shared sample   tile result  call library   copy
-constexpr double kAvx512[] = {7500, 0.142,   0.181, 0.749,  1.59, 0.413,  3.53, 0.181, 0.567, 0.392, 0.827, 0.285, 8000,   0.66, 0.300};
-constexpr double kAvx2[]   = {7400, 0.147,   0.333, 0.542,  1.37, 0.384,  4.96, 0.292, 1.130, 0.498, 1.770, 0.346, 8000,   0.66, 0.300};
+//                           phase  weight product lane   value  down  long   entry single shared sample tile   result call   library read   copy
+constexpr double kAvx512[] = {5720, 0.140, 0.167, 0.399, 2.080, 1.850, 0.420, 3.33, 0.164, 0.549, 0.329, 0.763, 0.242, 12100, 0.622, 0.534, 0.158};
+constexpr double kAvx2[]   = {6230, 0.146, 0.325, 0.460, 1.700, 1.710, 0.446, 3.65, 0.312, 1.120, 0.437, 1.580, 0.281, 14000, 0.629, 0.569, 0.193};
 // clang-format on
 static_assert(sizeof(kAvx512) / sizeof(double) == kRates && sizeof(kAvx2) / sizeof(double) == kRates);
 
@@ -25,7 +26,8 @@ double units(const MaskedGemm& g, int64_t batch) {
 
 // Rows of the index with their lists: what a plan's header says, or everything, four rows at a time.
 struct Lists {
-  double singles, shared, entries;  // active weights of single lists; columns of shared lists; rows of entries
+  double singles, shared;          // active weights of single lists; columns of shared lists
+  double single_entries, entries;  // single lists; rows of all entries
 
   Lists(const MaskedGemm& g, int64_t rows, int64_t columns) {
     if (g.plan) {
@@ -33,16 +35,17 @@ struct Lists {
       shared = (double)(h.values - h.column_bytes) / 3;
       singles = (double)h.column_bytes - shared;
       entries = (double)h.row_bytes;
+      single_entries = (double)h.single_entries;
     } else {
-      singles = 0;
+      singles = single_entries = 0;
       shared = (double)rows * (double)columns / 4;
       entries = (double)rows * (double)((columns + kDenseChunk - 1) / kDenseChunk);
     }
   }
 };
 
-// Bytes of a copy that a library reads, and rows below which it is slow.
-constexpr int64_t kCopyBytes = int64_t{8} << 20, kCopyRows = 1024;
+// Bytes of a copy that a library reads; but as many rows as it needs to be fast, and more in half types.
+constexpr int64_t kCopyBytes = int64_t{8} << 20, kCopyRows = 256, kCopyRowsHalf = 1024;
 
 Work library_work(const MaskedGemm& g) {
   Work w;
@@ -53,10 +56,12 @@ Work library_work(const MaskedGemm& g) {
   w.count[kPhase] = 1;
   w.count[kCall] = (double)(((grad ? g.m : g.n) + p.step - 1) / p.step);
   w.count[kLibrary] = (double)p.m / 4 * (double)p.n / vector * (double)p.k * library_cost(g.dtype);
+  // The large matrix is read, or written, whatever the batch.
+  if (!p.compact) w.count[grad ? kResult : kLibraryWeight] = grad ? m * n : n * k;
   if (p.compact)
     w.count[kCopy] = m * n + (grad ? m * k + n * k : m * k + (double)p.n * (double)p.k);
-  else if (!p.full)
-    w.count[kCopy] = grad ? m * n : n * k;
+  else if (!p.full && grad)
+    w.count[kCopy] = m * n;
   return w;
 }
 
@@ -77,8 +82,11 @@ Work work_of(Kernel kernel, const MaskedGemm& g) {
       w.count[kPhase] = 2;
       w.count[kLane] = m * (k + n);
       if (!(g.packed && g.packed->ordered)) {
-        w.count[kValue] = lists.singles;
-        w.count[kLongValue] = 4 * lists.shared;
+        // Dense enough rows are copied whole vectors at a time: see panel_values.
+        const double passed = lists.single_entries * (g.plan ? g.plan->header->chunk : kDenseChunk);
+        const bool whole = g.pass == Pass::forward && lists.singles * 4 > passed;
+        w.count[g.pass == Pass::forward ? kValue : kValueDown] = whole ? 0 : lists.singles;
+        w.count[kLongValue] = 4 * lists.shared + (whole ? passed : 0);
       }
       w.count[kEntry] = lists.entries * units(g, g.m);
       w.count[kSingle] = lists.singles * units(g, g.m);
@@ -97,7 +105,7 @@ Work work_of(Kernel kernel, const MaskedGemm& g) {
     }
     case Kernel::tiled:
       w.count[kLane] = k * m;
-      w.count[kTile] = m / 4 * n / vector * k;
+      w.count[kTile] = (g.plan ? (double)g.plan->header->strips * 16 / vector : m / 4 * n / vector) * k;
       w.count[kResult] = m * n;
       break;
     case Kernel::decode:
@@ -116,9 +124,9 @@ Work work_of(Kernel kernel, const MaskedGemm& g) {
 }  // namespace
 
 const char* rate_name(int rate) {
-  static const char* const names[] = {"phase", "weight", "product", "lane",   "value", "long_value",
-                                      "entry", "single", "shared",  "sample", "tile",  "result",
-                                      "call",  "library", "copy"};
+  static const char* const names[] = {"phase",      "weight", "product", "lane",           "value",  "value_down",
+                                      "long_value", "entry",  "single",  "shared",         "sample", "tile",
+                                      "result",     "call",   "library", "library_weight", "copy"};
   static_assert(sizeof(names) / sizeof(names[0]) == kRates);
   return names[rate];
 }
@@ -136,7 +144,7 @@ LibraryProduct::LibraryProduct(const MaskedGemm& g) : full(false), compact(false
       n = rows, k = columns;
   }
   const int64_t row_bytes = (grad ? n : k) * dtype_size(g.dtype), whole = grad ? g.m : g.n;
-  step = std::max(kCopyRows, kCopyBytes / std::max<int64_t>(1, row_bytes));
+  step = std::max(dtype_size(g.dtype) == 2 ? kCopyRowsHalf : kCopyRows, kCopyBytes / std::max<int64_t>(1, row_bytes));
   step = full || step >= whole ? whole : (whole / ((whole + step - 1) / step) + 31) / 32 * 32;
 }
 
@@ -154,10 +162,12 @@ int candidates(const MaskedGemm& g, Isa isa, int threads, Candidate* list) {
     // Copying values out of B for a few rows of A reads all of B as well, in a worse order than in place, unless next
     // to nothing is active: the table, of steps that come in sequence, does not see that.
     const bool hardly_any = g.plan && g.plan->header->values * 64 < g.n * g.k;
-    if (g.m >= kFewRows || hardly_any) add(Kernel::accumulate);
+    if (g.m > kFewRows || (g.m == kFewRows && g.pass == Pass::forward) || hardly_any) add(Kernel::accumulate);
   }
-  // A library is slow at few rows of A, and has no kernels for half types on some processors.
-  if (g.library && isa != Isa::scalar && library_cost(g.dtype) > 0 && !(g.plan && g.plan->header->values == 0) &&
+  // A library is slow at few rows of A, has no kernels for half types on some processors, and would round the product
+  // of a weight and a factor to them.
+  const bool rounds = !g.bits && dtype_size(g.dtype) < 4, nothing = g.plan && g.plan->header->values == 0;
+  if (g.library && isa != Isa::scalar && library_cost(g.dtype) > 0 && !rounds && !nothing &&
       (g.pass == Pass::weight_grad ? g.k : g.m) >= 2 * kFewRows)
     add(Kernel::library);
   const double* const rates = isa == Isa::avx512 ? kAvx512 : kAvx2;
@@ -165,7 +175,8 @@ int candidates(const MaskedGemm& g, Isa isa, int threads, Candidate* list) {
     Candidate& c = list[i];
     c.work = work_of(c.kernel, g);
     c.nanoseconds = 0;
-    for (int r = 0; r < kRates; ++r) c.nanoseconds += c.work.count[r] * rates[r] / (r == kPhase ? 1 : threads);
+    for (int r = 0; r < kRates; ++r)
+      c.nanoseconds += c.work.count[r] * rates[r] / (r == kPhase || r == kCall ? 1 : threads);
   }
   // A packed weight was asked for: it reads least, which the estimate need not say.
   const int wanted = preferred.load(std::memory_order_relaxed);

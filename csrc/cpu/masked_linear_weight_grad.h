@@ -165,7 +165,7 @@ static void sampled_task(const MaskedGemm& g, const Part& part) {
 //     dY in fours of columns                                                   [four][batch][4], streamed from cache
 //     for a strip of kLanes columns
 //       for a chunk of the batch: the strip of X                               first-level cache
-//         for a four of rows: sums += dY x line, in those vectors that have an active weight
+//         for a four of rows, or as many as registers hold: sums += dY x line, in vectors with an active weight
 //         after the last chunk: sums, masked, to the result
 
 // Where the sums of a four come from and go to.
@@ -192,19 +192,21 @@ static inline void store_masked(const MaskedGemm& g, int64_t row, int64_t column
   V::store_n((T*)g.c + row * g.c_ld + column, sum, width);
 }
 
-// sums[4][kLanes] += values[length][4] x lines[length][kLanes], in kCount of the vectors, of `used` rows from `row` on.
-template <class V, class T, MaskKind kMask, int kCount>
+// sums[4 kFours][kLanes] += values[kFours][length][4] x lines[length][kLanes], in kCount of the vectors, of `used` rows
+// from `row` on.
+template <class V, class T, MaskKind kMask, int kFours, int kCount>
 static inline void tile_vectors(const MaskedGemm& g, const Part& part, int64_t row, int used, int64_t column,
                                 const typename V::S* values, const typename V::S* x, int length, const int* vector,
                                 const Sums<V>& sums) {
   using Reg = typename V::Reg;
-  constexpr int W = V::W, kLanes = Lanes<V>::kLanes;
-  Reg sum[4][kCount];
+  constexpr int W = V::W, kLanes = Lanes<V>::kLanes, kRows = 4 * kFours;
+  const int64_t pitch = 4 * g.k;  // between fours
+  Reg sum[kRows][kCount];
   int64_t at[kCount];
 #pragma GCC unroll 4
   for (int v = 0; v < kCount; ++v) at[v] = vector[v] * W;
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 4
     for (int v = 0; v < kCount; ++v) {
       sum[i][v] = sums.first ? V::zero() : V::load(sums.kept + i * kLanes + at[v]);
@@ -216,15 +218,15 @@ static inline void tile_vectors(const MaskedGemm& g, const Part& part, int64_t r
     Reg line[kCount];
 #pragma GCC unroll 4
     for (int v = 0; v < kCount; ++v) line[v] = V::load(x + k * kLanes + at[v]);
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      const Reg w = V::set1(values[4 * k + i]);
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i) {
+      const Reg w = V::set1(values[i / 4 * pitch + 4 * k + i % 4]);
 #pragma GCC unroll 4
       for (int v = 0; v < kCount; ++v) sum[i][v] = V::fma(w, line[v], sum[i][v]);
     }
   }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 4
     for (int v = 0; v < kCount; ++v) {
       if (!sums.last)
@@ -233,6 +235,21 @@ static inline void tile_vectors(const MaskedGemm& g, const Part& part, int64_t r
         store_masked<V, T, kMask>(g, row + i, column + at[v], (int)min64(W, part.n1 - column - at[v]), sum[i][v]);
     }
   }
+}
+
+// Which of a strip's vectors have an active weight in the four rows from `row` on: one bit each.
+template <class V, MaskKind kMask>
+static inline uint32_t active_vectors(const MaskedGemm& g, const Part& part, int64_t row, int64_t column,
+                                      int64_t wide) {
+  uint32_t active = 0;
+  const int64_t end = min64(row + 4, part.m1);
+  for (int v = 0; v * V::W < wide; ++v) {
+    uint32_t any = kMask != MaskKind::bits;
+    if constexpr (kMask == MaskKind::bits)
+      for (int64_t r = row; r < end; ++r) any |= mask_at(g.bits + r * g.bits_ld, column + v * V::W) & V::kAll;
+    active |= (uint32_t)(any != 0) << v;
+  }
+  return active;
 }
 
 // Part: m up to kTiledRows rows, n whole strips.
@@ -268,38 +285,54 @@ static void tiled_task(const MaskedGemm& g, const Part& part) {
           V::store(x + k * kLanes + v * W,
                    width > 0 ? V::load_n((const T*)g.b + (k0 + k) * g.b_ld + n + v * W, width) : V::zero());
         }
-      for (int64_t f = 0; f < fours; ++f) {
-        // The strip's next rows of X, or the next strip's first ones, one for each four.
-        const int64_t next_row = last ? f : k0 + kTiledChunk + f, next_column = last ? n + kLanes : n;
-        if (next_row < g.k && f < kTiledChunk && next_column < part.n1)
-          fetch<T>((const T*)g.b + next_row * g.b_ld + next_column, min64(kLanes, part.n1 - next_column));
+      for (int64_t f = 0; f < fours;) {
         const int64_t row = part.m0 + 4 * f;
-        const int used = (int)min64(4, part.m1 - row);
-        int active[kVectors], count = 0;
+        const uint32_t active = active_vectors<V, kMask>(g, part, row, n, wide);
+        const int count = __builtin_popcount(active);
+        // Few vectors leave registers to more rows, as many as have the same ones active: sums that do not wait.
+        int together = 1;
+        if (kMask == MaskKind::bits && count > 0)
+          while (2 * together * count <= kMost && f + 2 * together <= fours) {
+            bool same = true;
+            for (int i = together; i < 2 * together; ++i)
+              same &= active_vectors<V, kMask>(g, part, row + 4 * i, n, wide) == active;
+            if (!same) break;
+            together *= 2;
+          }
+        for (int i = 0; i < together; ++i) {
+          // The strip's next rows of X, or the next strip's first ones, one for each four.
+          const int64_t next_row = last ? f + i : k0 + kTiledChunk + f + i, next_column = last ? n + kLanes : n;
+          if (next_row < g.k && f + i < kTiledChunk && next_column < part.n1)
+            fetch<T>((const T*)g.b + next_row * g.b_ld + next_column, min64(kLanes, part.n1 - next_column));
+        }
+        const int used = (int)min64(4 * together, part.m1 - row);
+        int vector[kVectors], listed = 0;
         for (int v = 0; v * W < wide; ++v) {
-          uint32_t any = kMask != MaskKind::bits;
-          if constexpr (kMask == MaskKind::bits)
-            for (int i = 0; i < used; ++i) any |= mask_at(g.bits + (row + i) * g.bits_ld, n + v * W) & V::kAll;
-          if (any)
-            active[count++] = v;
+          if (active >> v & 1)
+            vector[listed++] = v;
           else if (last)
             for (int i = 0; i < used; ++i)
               store_masked<V, T, MaskKind::none>(g, row + i, n + v * W, (int)min64(W, wide - v * W), V::zero());
         }
         const Sums<V> sums{kept + 4 * f * kLanes, first, last};
         for (int v = 0; v < count; v += kMost) {
-          const auto run = [&](auto number) {
-            tile_vectors<V, T, kMask, decltype(number)::value>(g, part, row, used, n, values + (f * g.k + k0) * 4, x,
-                                                               length, active + v, sums);
+          const auto run = [&](auto number_of_fours, auto number_of_vectors) {
+            constexpr int kFours = decltype(number_of_fours)::value, kCount = decltype(number_of_vectors)::value;
+            tile_vectors<V, T, kMask, kFours, kCount>(g, part, row, used, n, values + (f * g.k + k0) * 4, x, length,
+                                                      vector + v, sums);
           };
           const int now = (int)min64(kMost, count - v);
-          if (now == 1) run(Int<1>{});
-          if (now == 2) run(Int<2>{});
           if constexpr (kMost == 4) {
-            if (now == 3) run(Int<3>{});
-            if (now == 4) run(Int<4>{});
+            if (together == 4) run(Int<4>{}, Int<1>{});
+            if (together == 2 && now == 2) run(Int<2>{}, Int<2>{});
+            if (together == 1 && now == 3) run(Int<1>{}, Int<3>{});
+            if (together == 1 && now == 4) run(Int<1>{}, Int<4>{});
           }
+          if (together == 2 && now == 1) run(Int<2>{}, Int<1>{});
+          if (together == 1 && now == 2) run(Int<1>{}, Int<2>{});
+          if (together == 1 && now == 1) run(Int<1>{}, Int<1>{});
         }
+        f += together;
       }
       k0 += kTiledChunk;
     } while (k0 < g.k);

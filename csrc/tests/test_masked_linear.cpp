@@ -147,17 +147,27 @@ std::vector<uint32_t> mask_bits(Look look, int64_t rows, int64_t columns, double
 struct PackedWeight {
   std::vector<int64_t> rows;
   std::vector<uint16_t> columns;
-  std::vector<unsigned char> values;
+  std::vector<unsigned char> values, ordered;
   Packed packed;
 
-  PackedWeight(const std::vector<uint32_t>& bits, const Matrix& w, Dtype dtype, bool listed) : rows(w.rows + 1) {
+  // With `ordered_by`, a problem with a plan: in the plan's order too.
+  PackedWeight(const std::vector<uint32_t>& bits, const Matrix& w, Dtype dtype, bool listed,
+               const MaskedGemm* ordered_by = nullptr, Isa isa = Isa::scalar)
+      : rows(w.rows + 1) {
     const int64_t active = packed_rows(bits.data(), w.rows, w.columns, rows.data());
     columns.resize((size_t)(listed ? active : 0));
     values.resize((size_t)((active + kPackedPad) * dtype_size(dtype)));
     listed = listed && active > 0;
     packed_values(bits.data(), w.columns, w.bytes.data(), w.ld, dtype, rows.data(), 0, w.rows, values.data(),
                   listed ? columns.data() : nullptr);
-    packed = {values.data(), listed ? columns.data() : nullptr, rows.data()};
+    if (ordered_by) {
+      const int64_t panel = ordered_by->plan->header->panel;
+      ordered.resize((size_t)ordered_values(*ordered_by->plan) * (dtype == Dtype::f64 ? 8 : 4));
+      for (int64_t n = 0; n < w.rows; n += panel)
+        masked_linear_kernels(isa)->values[0][(int)dtype](
+            *ordered_by, {0, 1, n, std::min(n + panel, w.rows), panel, ordered.data(), nullptr});
+    }
+    packed = {values.data(), listed ? columns.data() : nullptr, rows.data(), ordered_by ? ordered.data() : nullptr};
   }
 };
 
@@ -238,6 +248,12 @@ void one_problem(Pass pass, Dtype dtype, bool has_bits, int64_t m, int64_t n, in
       }
     }
   }
+  for (Isa isa : {Isa::avx2, Isa::avx512}) {
+    if (!has_bits || !forward || m == 0 || n == 0 || !isa_available(isa)) continue;
+    g.plan = &opened[1];
+    packed.push_back(std::make_unique<PackedWeight>(bits, b, dtype, false, &g, isa));
+    given.push_back({&opened[1], &packed.back()->packed});
+  }
   for (const Given& with : given)
     for (Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512}) {
       if (!isa_available(isa)) continue;
@@ -266,9 +282,48 @@ void one_problem(Pass pass, Dtype dtype, bool has_bits, int64_t m, int64_t n, in
     }
 }
 
+// What surrounds a library's product: columns moved together and apart again, the masked copy, the masked result.
+void around_the_library(Dtype dtype, Isa isa, int64_t rows, int64_t columns) {
+  const MaskedLinearKernels& table = *masked_linear_kernels(isa);
+  const std::vector<uint32_t> active = random_bits(1, columns, 0.4), bits = random_bits(rows, columns, 0.4);
+  const auto is_active = [&](int64_t c) { return active[c / 32] >> (c % 32) & 1; };
+  int64_t count = 0;
+  for (int64_t c = 0; c < columns; ++c) count += is_active(c);
+  Matrix wide(dtype, 2 * rows, columns, 3), bias(dtype, 1, columns), narrow(dtype, rows, count),
+      back(dtype, rows, columns);
+  std::vector<int32_t> odd;
+  for (int64_t r = 0; r < rows; ++r) odd.push_back((int32_t)(2 * r + 1));
+  table.gather[(int)dtype](
+      {wide.bytes.data(), wide.ld, narrow.bytes.data(), count, columns, active.data(), odd.data(), nullptr}, 0, rows);
+  table.scatter[(int)dtype](
+      {narrow.bytes.data(), count, back.bytes.data(), columns, columns, active.data(), nullptr, bias.bytes.data()}, 0,
+      rows);
+  Matrix copy(dtype, rows, columns), result(dtype, rows, columns);
+  const std::vector<double> before = result.values;
+  MaskedGemm g{};
+  g.dtype = dtype, g.b = wide.bytes.data(), g.b_ld = wide.ld, g.bits = bits.data(), g.bits_ld = mask_words(columns);
+  g.c = result.bytes.data(), g.c_ld = columns, g.m = rows, g.n = columns;
+  table.masked_copy[(int)dtype][0](g, {0, rows, 0, columns, 0, copy.bytes.data(), nullptr});
+  table.masked_result[(int)dtype][0](g, {0, rows, 0, columns, 0, nullptr, nullptr});
+  const auto at = [&](const Matrix& m, int64_t i) { return read(dtype, m.bytes.data() + i * dtype_size(dtype)); };
+  for (int64_t i = 0; i < rows * columns; ++i) {
+    const int64_t r = i / columns, c = i % columns;
+    const double moved = is_active(c) ? wide.values[(2 * r + 1) * columns + c] : bias.values[c];
+    const bool kept = bits[r * mask_words(columns) + c / 32] >> (c % 32) & 1;
+    CHECK(at(back, i) == moved, "%s dtype %d: [%ld, %ld] came back as %g", isa_name(isa), (int)dtype, (long)r, (long)c,
+          at(back, i));
+    CHECK(at(copy, i) == (kept ? wide.values[i] : 0), "%s dtype %d: masked copy", isa_name(isa), (int)dtype);
+    CHECK(at(result, i) == (kept ? before[i] : 0), "%s dtype %d: masked result", isa_name(isa), (int)dtype);
+  }
+}
+
 }  // namespace
 
 int main() {
+  for (Isa isa : {Isa::avx2, Isa::avx512})
+    for (int dtype = 0; dtype < 4; ++dtype)
+      for (int64_t columns : {1, 7, 32, 75, 130})
+        if (isa_available(isa)) around_the_library((Dtype)dtype, isa, 5, columns);
   const int64_t sizes[] = {0, 1, 2, 7, 8, 9, 14, 15, 16, 31, 32, 33, 65, 100};
   const auto size = [&] { return sizes[random_int(0, std::size(sizes) - 1)]; };
   for (int pass = 0; pass < 3; ++pass) {

@@ -13,7 +13,9 @@ class Buffer {
  public:
   void* get(size_t bytes) {
     if (bytes > size_) {
-      const size_t rounded = (bytes + 4095) / 4096 * 4096;
+      // A power of two, so that it rarely grows; pages that are not touched take no memory.
+      size_t rounded = 4096;
+      while (rounded < bytes) rounded *= 2;
       data_.reset();
       size_ = 0;
       data_.reset(std::aligned_alloc(4096, rounded));

@@ -113,21 +113,21 @@ void attach_plan(MaskedGemm& g, Operands& keep, const std::vector<Tensor>& plan,
 // What sums over products of a type are kept in.
 ScalarType sum_type(ScalarType type) { return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float; }
 
-void attach_packed(MaskedGemm& g, Operands& keep, const std::vector<Tensor>& plan, const Tensor& weight,
+void attach_packed(MaskedGemm& g, Operands& keep, const std::vector<Tensor>& plan, ScalarType type, int64_t out,
                    const char* op) {
   if (plan.size() < kParts) return;
   const Tensor &values = plan[kPackedValues], &columns = plan[kPackedColumns], &rows = plan[kPackedRows],
                &ordered = plan[kOrderedValues];
-  if (values.scalar_type() != weight.scalar_type()) return;  // packed in another dtype than a cast call runs in
-  bool fits = rows.scalar_type() == ScalarType::Long && rows.dim() == 1 && rows.size(0) == weight.size(0) + 1 &&
+  if (values.scalar_type() != type) return;  // packed in another dtype than a cast call runs in
+  bool fits = rows.scalar_type() == ScalarType::Long && rows.dim() == 1 && rows.size(0) == out + 1 &&
               columns.scalar_type() == ScalarType::Short && columns.dim() == 1 && values.dim() == 1 &&
-              ordered.dim() == 1 && ordered.scalar_type() == sum_type(weight.scalar_type());
+              ordered.dim() == 1 && ordered.scalar_type() == sum_type(type);
   if (fits) {
-    const int64_t active = ((const int64_t*)rows.const_data_ptr())[weight.size(0)];
+    const int64_t active = ((const int64_t*)rows.const_data_ptr())[out];
     fits = values.size(0) == active + kPackedPad && (columns.size(0) == active || columns.size(0) == 0) &&
            (ordered.size(0) == 0 || (g.plan && ordered.size(0) == ordered_values(*g.plan)));
   }
-  STD_TORCH_CHECK(fits, op, ": plan does not hold a packed weight of shape ", shape_of(weight));
+  STD_TORCH_CHECK(fits, op, ": plan does not hold a packed weight of ", out, " rows");
   keep.packed = {values.const_data_ptr(), columns.size(0) > 0 ? (const uint16_t*)columns.const_data_ptr() : nullptr,
                  (const int64_t*)rows.const_data_ptr(), ordered.size(0) > 0 ? ordered.const_data_ptr() : nullptr};
   g.packed = &keep.packed;
@@ -166,7 +166,7 @@ Tensor forward(const char* op, const Tensor& input, const Tensor& weight, const 
   const Matrix a = as_matrix(input, op, "input"), b = as_matrix(weight, op, "weight");
   STD_TORCH_CHECK(a.columns == b.columns, op, ": input ", shape_of(input), " does not fit weight ", shape_of(weight));
   attach_mask(g, keep, mask, input, b.rows, b.columns, op);
-  if (mask.plan) attach_packed(g, keep, *mask.plan, weight, op);
+  if (mask.plan) attach_packed(g, keep, *mask.plan, weight.scalar_type(), b.rows, op);
   if (bias) {
     check_same_dtype(input, "input", *bias, "bias", op);
     check_shape(*bias, {b.rows}, op, "bias");
@@ -270,8 +270,8 @@ std::tuple<Tensor, Tensor> gated_linear_weight_grad(const Tensor& grad, const Te
 // half of the matrix, or no kernel reads it.
 Tensor ordered_weights(MaskedGemm& g, const Tensor& weight) {
   const bool wanted = g.plan && isa_in_use() != Isa::scalar && g.plan->header->values * 2 <= g.n * g.k;
-  Tensor ordered = torch::stable::new_empty(weight, {wanted ? ordered_values(*g.plan) : 0},
-                                            sum_type(weight.scalar_type()));
+  Tensor ordered =
+      torch::stable::new_empty(weight, {wanted ? ordered_values(*g.plan) : 0}, sum_type(weight.scalar_type()));
   if (!wanted) return ordered;
   torch::stable::zero_(ordered);
   const Task copy = masked_linear_kernels(isa_in_use())->values[0][(int)g.dtype];
@@ -332,8 +332,7 @@ std::string masked_linear_candidates(std::string pass, int64_t batch, const Tens
   else
     STD_TORCH_CHECK(false, kOp, ": pass must be forward, input_grad or weight_grad, got ", pass);
   attach_mask(g, keep, {bits, &plan}, bits, out, in, kOp);
-  if (g.pass == Pass::forward && plan.size() == kParts && plan[kPackedValues].scalar_type() == type)
-    g.packed = &keep.packed;
+  if (g.pass == Pass::forward) attach_packed(g, keep, plan, type, out, kOp);
   Candidate list[kMostCandidates];
   const int count = candidates(g, isa_in_use(), (int)torch::stable::get_num_threads(), list);
   std::ostringstream text;

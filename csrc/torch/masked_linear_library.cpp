@@ -153,8 +153,7 @@ class Product {
       else
         move(table.gather[dtype], {g.b, g.b_ld, b, columns, g.k, in, active.data(), nullptr}, rows);
       const void* const wide_bias = g.bias ? at(g.bias, 0, 0, begin) : nullptr;
-      if (g.bias)
-        table.gather[dtype]({wide_bias, 0, bias, 0, end - begin, out + begin / 32, nullptr, nullptr}, 0, 1);
+      if (g.bias) table.gather[dtype]({wide_bias, 0, bias, 0, end - begin, out + begin / 32, nullptr, nullptr}, 0, 1);
       const View part{b, rows, columns, columns, 1};
       if (count > 0)
         multiply({a, g.m, p.k, p.k, 1}, grad ? part.transposed() : part, g.bias ? bias : nullptr,

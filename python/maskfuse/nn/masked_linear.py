@@ -157,9 +157,7 @@ class MaskedLinear(nn.Linear):
         """
         self.unpack()
         if self.weight.device.type == "cpu" and self._mask.plan:
-            self._packed = torch.ops.maskfuse.masked_linear_pack(
-                self.weight.detach(), self._mask.bits, self._mask.plan
-            )
+            self._packed = torch.ops.maskfuse.masked_linear_pack(self.weight.detach(), self._mask.bits, self._mask.plan)
         return self
 
     def unpack(self) -> MaskedLinear:
