@@ -1,8 +1,8 @@
 """masked_linear on the CPU against torch and its peers: every target of a masked linear layer, in one run.
 
     grid        forward, shapes x batches x densities: plain F.linear, F.linear(x, w * m), and MKL's sparse product
-    step        forward and backward at batch 512
-    packed      forward of a packed layer at batch 1 and 8
+    step        forward and backward at batch 512, random masks and structured ones
+    packed      forward of a packed layer at batch 1, 8 and 512
     structure   forward with channel masks (half of inputs and outputs) and block masks (16 x 16)
     upkeep      planning a mask again, bytes of a plan, copying values, one thread against two, a 16 x 16 layer's call
 
@@ -232,9 +232,10 @@ def main() -> int:
             cases += [("grid", *shape, batch, mask, "random") for batch in batches]
             if shape in targeted and density in SPARSE:
                 cases += [("step", *shape, 512, mask, "random")]
-                cases += [("packed", *shape, batch, mask, "random") for batch in (1, 8)]
+                cases += [("packed", *shape, batch, mask, "random") for batch in (1, 8, 512)]
         if shape in targeted:
-            cases += [("structure", *shape, 512, mask, name) for name, mask in structured_masks(*shape).items()]
+            for name, mask in structured_masks(*shape).items():
+                cases += [(section, *shape, 512, mask, name) for section in ("structure", "step")]
     rows = [layer_case(*case, options) for case in timing.progress(cases)]
     figures = {} if options.quick or options.dtype != "float32" else upkeep(options)
     columns = {"section": "s", "out": "d", "in": "d", "batch": "d", "density": ".0%", "mask": "s", "dense ms": ".3f"}

@@ -34,7 +34,11 @@ def table(head: list[str], rows: list[list[str]]) -> list[str]:
 def layers(result: dict) -> list[str]:
     rows = {(r["section"], r["out"], r["in"], round(r["density"], 2), r["mask"], r["batch"]): r for r in result["rows"]}
     shapes = list(
-        dict.fromkeys((r["out"], r["in"], round(r["density"], 2)) for r in result["rows"] if r["mask"] == "random")
+        dict.fromkeys(
+            (r["out"], r["in"], round(r["density"], 2))
+            for r in result["rows"]
+            if r["mask"] == "random" and (r["out"], r["in"]) in SHOWN
+        )
     )
 
     def cell(*key: object) -> str:
@@ -48,12 +52,20 @@ def layers(result: dict) -> list[str]:
             *[cell("grid", o, i, d, "random", b) for b in BATCHES],
             cell("step", o, i, d, "random", 512),
             cell("packed", o, i, d, "random", 1),
+            cell("packed", o, i, d, "random", 512),
         ]
         for o, i, d in shapes
     ]
-    head = ["out x in", "masked", *[f"batch {b}" for b in BATCHES], "fwd + bwd, 512", "packed, batch 1"]
+    head = ["out x in", "masked", *[f"batch {b}" for b in BATCHES], "fwd + bwd, 512", "packed, batch 1", "packed, 512"]
     structure = [
-        [f"{r['out']}x{r['in']}", r["mask"], f"{r['vs dense']:.2f} / {r['vs w*m']:.2f}"]
+        [
+            f"{r['out']}x{r['in']}",
+            r["mask"],
+            *[
+                cell(section, r["out"], r["in"], round(r["density"], 2), r["mask"], 512)
+                for section in ("structure", "step")
+            ],
+        ]
         for r in result["rows"]
         if r["section"] == "structure"
     ]
@@ -67,7 +79,7 @@ def layers(result: dict) -> list[str]:
         "",
         *table(head, grid),
         "",
-        *table(["out x in", "mask, batch 512", "vs dense / w*m"], structure),
+        *table(["out x in", "mask, batch 512", "forward", "fwd + bwd"], structure),
         "",
         *wrapped(
             f"{len(targets) - len(missed)} of the {len(targets)} targets that the benchmark checks are met on this "

@@ -256,16 +256,15 @@ class Mask:
         or that is not on the CPU, and in traced code that meets the mask before its plan is made.
         """
         plan = self._plan
-        if plan is not None:
-            return plan
-        if self._plan is None:
+        if plan is None:
             if torch.compiler.is_compiling():
                 return []
             with _planning:
-                if self._plan is None:
-                    object.__setattr__(self, "_plan", _make_plan(self))
-        assert self._plan is not None
-        return self._plan
+                plan = self._plan  # another thread may have made it meanwhile
+                if plan is None:
+                    plan = _make_plan(self)
+                    object.__setattr__(self, "_plan", plan)
+        return plan
 
     @property
     def device(self) -> torch.device:

@@ -18,7 +18,7 @@ def _layers(model: nn.Module) -> list[MaskedLinear]:
 
 
 def pack(model: Model) -> Model:
-    """Packs the active weights of every masked layer, for inference with small batches; returns the model.
+    """Packs the active weights of every masked layer, for inference; returns the model.
 
     See `MaskedLinear.pack` for what drops the copies again.
 

@@ -42,8 +42,8 @@ def masked_linear(input: Tensor, weight: Tensor, mask: Mask | Tensor, bias: Tens
     the mask is.
 
     A weight under a binary mask does not contribute even when it is NaN or infinite; what non-finite *inputs* give
-    where they meet only masked weights is unspecified. Sums are float32 for the half types, else the type's own,
-    and bitwise the same for the same inputs.
+    where they meet only masked weights is unspecified. Sums are float32 for the half types, else the type's own, and
+    bitwise the same for the same inputs; for any number of threads, too, unless `explain` names the library.
 
     Args:
         input: `[..., in]`, any strides, any leading dimensions, float32, float64, bfloat16 or float16.

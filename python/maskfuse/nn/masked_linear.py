@@ -149,7 +149,10 @@ class MaskedLinear(nn.Linear):
         return checked_masked_linear(input, weight, mask, bias, packed)
 
     def pack(self) -> MaskedLinear:
-        """Copies the active weights together, so that calls with at most 16 rows read nothing else; returns itself.
+        """Copies the active weights together; returns itself.
+
+        Calls with at most 16 rows then read nothing else, and larger ones need not collect them from the weight: that
+        copy, in the order in which kernels walk the mask, is kept where at most half of the weights are active.
 
         For inference on the CPU: a copy does not follow the weight. `unpack`, `set_mask`, `load_state_dict`, `train`
         and every move or cast of the layer drop it; call `unpack` before changing the weight in place. Elsewhere than

@@ -17,18 +17,6 @@ from .soft_masked_linear import soft_masked_linear, soft_masked_linear_input_gra
 _ops = torch.ops.maskfuse
 
 
-@torch.library.register_fake("maskfuse::gated_linear")
-def _(input: Tensor, weight: Tensor, scores: Tensor, bias: Tensor | None) -> Tensor:
-    torch._check(input.shape[-1] == weight.shape[1], lambda: f"input {input.shape} does not fit weight {weight.shape}")
-    return input.new_empty((*input.shape[:-1], weight.shape[0]))
-
-
-@torch.library.register_fake("maskfuse::gated_linear_input_grad")
-def _(grad: Tensor, weight: Tensor, scores: Tensor) -> Tensor:
-    torch._check(grad.shape[-1] == weight.shape[0], lambda: f"grad {grad.shape} does not fit weight {weight.shape}")
-    return grad.new_empty((*grad.shape[:-1], weight.shape[1]))
-
-
 @torch.library.register_fake("maskfuse::gated_linear_weight_grad")
 def _(grad: Tensor, input: Tensor, weight: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
     shape = (grad.shape[-1], input.shape[-1])
@@ -60,12 +48,8 @@ class _Gated(torch.autograd.Function):
             if wants_weight or wants_scores:
                 d_weight, d_scores = _ops.gated_linear_weight_grad(grad, input, weight, scores)
         d_bias = grad.sum(tuple(range(grad.dim() - 1))) if wants_bias and grad.dim() > 1 else grad
-        return (
-            d_input,
-            d_weight if wants_weight else None,
-            d_scores if wants_scores else None,
-            (d_bias if wants_bias else None),
-        )
+        wanted = zip((d_input, d_weight, d_scores, d_bias), ctx.needs_input_grad, strict=True)
+        return tuple(gradient if wants else None for gradient, wants in wanted)
 
 
 def gated_linear(input: Tensor, weight: Tensor, scores: Tensor, bias: Tensor | None) -> Tensor:

@@ -11,12 +11,14 @@ from torch import Tensor
 from .autograd import Product, multilinear, vmap_rows
 
 
+@torch.library.register_fake("maskfuse::gated_linear")
 @torch.library.register_fake("maskfuse::soft_masked_linear")
 def _(input: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:
     torch._check(input.shape[-1] == weight.shape[1], lambda: f"input {input.shape} does not fit weight {weight.shape}")
     return input.new_empty((*input.shape[:-1], weight.shape[0]))
 
 
+@torch.library.register_fake("maskfuse::gated_linear_input_grad")
 @torch.library.register_fake("maskfuse::soft_masked_linear_input_grad")
 def _(grad: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
     torch._check(grad.shape[-1] == weight.shape[0], lambda: f"grad {grad.shape} does not fit weight {weight.shape}")
