@@ -41,7 +41,7 @@ def test_benchmark_writes_its_record(tmp_path):
     result = json.loads(path.read_text())
     assert result["machine"]["cpu_level"] and result["machine"]["threads"] and result["command"]
     sections = [row["section"] for row in result["rows"]]
-    assert {name: sections.count(name) for name in sections} == {"grid": 12, "step": 4, "packed": 8, "structure": 3}
+    assert {name: sections.count(name) for name in sections} == {"grid": 12, "step": 7, "packed": 12, "structure": 3}
     for row in result["rows"]:
         assert row["vs dense"] > 0 and row["maskfuse ms"] > 0 and row["GFLOP/s"] > 0
     targets = {target["what"]: target for target in result["targets"]}
