@@ -77,7 +77,7 @@ def candidates(mask: Mask, batch: int, dtype: torch.dtype) -> set[str]:
 
 
 @pytest.mark.parametrize("make", MASKS.values(), ids=MASKS.keys())
-@pytest.mark.parametrize("batch", [12, 20])
+@pytest.mark.parametrize("batch", [12, 20, 70])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_every_candidate_gives_the_same(make, batch, dtype):
     mask = make()
@@ -94,7 +94,7 @@ def test_every_candidate_gives_the_same(make, batch, dtype):
 # Panels: rows of the weight for the forward pass, columns for the other; compact ones and masked copies.
 @pytest.mark.parametrize("kind", ["random", "channels", "full but one"])
 def test_the_library_takes_a_large_weight_in_panels(kind):
-    out, inp, batch = 2200, 2100, 16
+    out, inp, batch = 2200, 2100, 64
     mask = {
         "random": lambda: Mask.random((out, inp), 0.5),
         "channels": lambda: Mask.channels((out, inp), torch.rand(out) < 0.9, torch.rand(inp) < 0.9),
@@ -112,7 +112,7 @@ def test_the_library_takes_a_large_weight_in_panels(kind):
 
 @pytest.mark.parametrize("call", [masked_linear, maskfuse.gated_linear], ids=["soft", "gate"])
 def test_the_library_with_real_valued_masks(call):
-    x, w, b, grad = torch.randn(40, IN), torch.randn(OUT, IN), torch.randn(OUT), torch.randn(40, OUT)
+    x, w, b, grad = torch.randn(70, IN), torch.randn(OUT, IN), torch.randn(OUT), torch.randn(70, OUT)
     factor = torch.randn(OUT, IN, requires_grad=True)
     with preferring("tiled"):
         want = [*forward_backward(call, x, w, factor, b, grad), factor.grad]
@@ -126,10 +126,10 @@ def test_the_library_with_real_valued_masks(call):
 def test_the_library_inside_whatever_torch_does_around_a_call():
     mask = Mask.random((OUT, IN), 0.5)
     layer = MaskedLinear(IN, OUT, mask=mask)
-    x = torch.randn(40, IN, requires_grad=True)
+    x = torch.randn(80, IN, requires_grad=True)
     want = layer(x).detach()
     with preferring("library"):
-        for got in (layer(x), torch.compile(layer, fullgraph=True)(x), layer(x.view(4, 10, IN)).view(40, OUT)):
+        for got in (layer(x), torch.compile(layer, fullgraph=True)(x), layer(x.view(4, 20, IN)).view(80, OUT)):
             torch.testing.assert_close(got, want)
         with torch.inference_mode():
             torch.testing.assert_close(layer(x), want)
@@ -137,7 +137,7 @@ def test_the_library_inside_whatever_torch_does_around_a_call():
             assert layer(x).dtype == torch.bfloat16
         with torch.utils.flop_counter.FlopCounterMode(display=False):
             torch.testing.assert_close(layer(x), want)
-        wide = torch.randn(40, 2 * IN)[:, ::2]
+        wide = torch.randn(80, 2 * IN)[:, ::2]
         torch.testing.assert_close(layer(wide), layer(wide.contiguous()))
 
 

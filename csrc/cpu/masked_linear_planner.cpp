@@ -8,12 +8,12 @@ namespace maskfuse {
 namespace {
 
 // Nanoseconds on one core, in the order of `Rate`; a phase's and a call's on the whole call. Measured on an Intel Xeon
-// (AMX generation, 2 cores at 3.8 GHz) by bench/calibrate.py, where choosing by them took 2 % longer than the best
+// (AMX generation, 2 cores at 3.8 GHz) by bench/calibrate.py, where choosing by them took 1 % longer than the best
 // choice; the library's are scaled by library_cost elsewhere.
 // clang-format off
 //                           phase  weight product lane   value  down  long   entry single shared sample tile   result call   library read   copy
-constexpr double kAvx512[] = {5720, 0.140, 0.167, 0.399, 2.080, 1.850, 0.420, 3.33, 0.164, 0.549, 0.329, 0.763, 0.242, 12100, 0.622, 0.534, 0.158};
-constexpr double kAvx2[]   = {6230, 0.146, 0.325, 0.460, 1.700, 1.710, 0.446, 3.65, 0.312, 1.120, 0.437, 1.580, 0.281, 14000, 0.629, 0.569, 0.193};
+constexpr double kAvx512[] = {6100, 0.143, 0.188, 0.490, 2.180, 1.830, 0.421, 3.04, 0.202, 0.630, 0.371, 0.824, 0.263, 22500, 0.693, 0.378, 0.161};
+constexpr double kAvx2[]   = {7250, 0.146, 0.327, 0.403, 1.710, 1.710, 0.438, 4.04, 0.331, 1.180, 0.498, 1.690, 0.298, 20100, 0.714, 0.331, 0.207};
 // clang-format on
 static_assert(sizeof(kAvx512) / sizeof(double) == kRates && sizeof(kAvx2) / sizeof(double) == kRates);
 
@@ -44,6 +44,17 @@ struct Lists {
   }
 };
 
+// A library is slow at few rows of A, more so when it must be given a copy, has no kernels for half types on some
+// processors, and would round the product of a weight and a factor to them.
+bool library_can(const MaskedGemm& g, Isa isa) {
+  if (!g.library || isa == Isa::scalar || library_cost(g.dtype) == 0) return false;
+  const bool half = dtype_size(g.dtype) < 4;
+  if ((half && !g.bits) || (g.plan && g.plan->header->values == 0)) return false;
+  if (g.pass == Pass::weight_grad) return g.k >= 2 * kFewRows;
+  const LibraryProduct p(g);
+  return g.m >= (p.full || p.compact || half ? 2 : 8) * kFewRows;
+}
+
 // Bytes of a copy that a library reads; but as many rows as it needs to be fast, and more in half types.
 constexpr int64_t kCopyBytes = int64_t{8} << 20, kCopyRows = 256, kCopyRowsHalf = 1024;
 
@@ -60,8 +71,8 @@ Work library_work(const MaskedGemm& g) {
   if (!p.compact) w.count[grad ? kResult : kLibraryWeight] = grad ? m * n : n * k;
   if (p.compact)
     w.count[kCopy] = m * n + (grad ? m * k + n * k : m * k + (double)p.n * (double)p.k);
-  else if (!p.full && grad)
-    w.count[kCopy] = m * n;
+  else if (!p.full)
+    w.count[kCopy] = grad ? m * n : n * k;
   return w;
 }
 
@@ -164,12 +175,7 @@ int candidates(const MaskedGemm& g, Isa isa, int threads, Candidate* list) {
     const bool hardly_any = g.plan && g.plan->header->values * 64 < g.n * g.k;
     if (g.m > kFewRows || (g.m == kFewRows && g.pass == Pass::forward) || hardly_any) add(Kernel::accumulate);
   }
-  // A library is slow at few rows of A, has no kernels for half types on some processors, and would round the product
-  // of a weight and a factor to them.
-  const bool rounds = !g.bits && dtype_size(g.dtype) < 4, nothing = g.plan && g.plan->header->values == 0;
-  if (g.library && isa != Isa::scalar && library_cost(g.dtype) > 0 && !rounds && !nothing &&
-      (g.pass == Pass::weight_grad ? g.k : g.m) >= 2 * kFewRows)
-    add(Kernel::library);
+  if (library_can(g, isa)) add(Kernel::library);
   const double* const rates = isa == Isa::avx512 ? kAvx512 : kAvx2;
   for (int i = 0; i < count; ++i) {
     Candidate& c = list[i];

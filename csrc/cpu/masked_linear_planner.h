@@ -24,8 +24,8 @@ enum Rate {
   kResult,         // an element of the gradient written
   kCall,           // a call of the library
   kLibrary,        // the library's products, counted as kTile's
-  kLibraryWeight,  // a weight that the library reads, masked or not
-  kCopy,           // an element of active channels moved together or apart, or of a finished gradient masked
+  kLibraryWeight,  // a weight that the library reads
+  kCopy,           // an element masked, or moved with its channel, before the library or after it
   kRates
 };
 
