@@ -13,6 +13,11 @@ static void masked_copy_task(const MaskedGemm& g, const Part& part) {
   T* to = (T*)part.shared;
   for (int64_t r = part.m0; r < part.m1; ++r, to += part.n1 - part.n0) {
     const WeightRow<T> row = weight_row<T>(g, r);
+    if constexpr (V::kCopiesHalves && sizeof(T) == 2 && kMask == MaskKind::bits) {
+      for (int64_t c = part.n0; c < part.n1; c += 32)
+        V::copy_halves(to + c - part.n0, row.value + c, mask_at(row.bits, c), (int)min64(32, part.n1 - c));
+      continue;
+    }
     for (int64_t c = part.n0; c < part.n1; c += V::W) {
       const int width = (int)min64(V::W, part.n1 - c);
       V::store_n(to + c - part.n0, load_weight<V, kMask>(row, c, width), width);

@@ -31,6 +31,7 @@ struct F32x8 {
   static constexpr int W = 8;
   static constexpr uint32_t kAll = 0xff;
   static constexpr int kRegisters = 16;
+  static constexpr bool kCopiesHalves = false;
 
   static Reg zero() { return _mm256_setzero_ps(); }
   static Reg set1(S x) { return _mm256_set1_ps(x); }
@@ -173,6 +174,7 @@ struct F64x4 {
   static constexpr int W = 4;
   static constexpr uint32_t kAll = 0xf;
   static constexpr int kRegisters = 16;
+  static constexpr bool kCopiesHalves = false;
 
   static Reg zero() { return _mm256_setzero_pd(); }
   static Reg set1(S x) { return _mm256_set1_pd(x); }

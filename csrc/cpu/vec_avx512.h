@@ -65,6 +65,14 @@ struct F32x16 {
   }
   static Reg keep(Reg a, uint32_t bits) { return _mm512_maskz_mov_ps((__mmask16)bits, a); }
 
+  // n <= 32 elements of a half type as they are, zeros where bits are not set.
+  static constexpr bool kCopiesHalves = true;
+  template <class T>
+  static void copy_halves(T* to, const T* from, uint32_t bits, int n) {
+    const __mmask32 inside = n >= 32 ? ~0u : (1u << n) - 1;
+    _mm512_mask_storeu_epi16(to, inside, _mm512_maskz_loadu_epi16(bits & inside, from));
+  }
+
   // Leading lanes spread to where bits are set, zeros between them.
   static Reg expand(Reg a, uint32_t bits) { return _mm512_maskz_expand_ps((__mmask16)bits, a); }
   // The inverse: lanes where bits are set move together to the front.
@@ -170,6 +178,7 @@ struct F64x8 {
   static void store(double* p, Reg a) { _mm512_storeu_pd(p, a); }
   static void store_n(double* p, Reg a, int n) { _mm512_mask_storeu_pd(p, (__mmask8)lanes(n), a); }
   static Reg keep(Reg a, uint32_t bits) { return _mm512_maskz_mov_pd((__mmask8)bits, a); }
+  static constexpr bool kCopiesHalves = false;
 
   static Reg expand(Reg a, uint32_t bits) { return _mm512_maskz_expand_pd((__mmask8)bits, a); }
   static Reg compress(Reg a, uint32_t bits) { return _mm512_maskz_compress_pd((__mmask8)bits, a); }
