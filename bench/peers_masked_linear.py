@@ -6,8 +6,8 @@ They want packages that torch does not, so they live in an environment of their 
     PYTHONPATH=python .venv-peers/bin/python bench/peers_masked_linear.py
 
 DeepSparse compiles an ONNX model whose masked weights are zeros; it takes and gives NumPy arrays. SparseProp keeps the
-active weights of a layer. Both hold their weights packed; maskfuse is timed as a training step runs it, from the dense
-weight and the mask, and as `pack()` leaves it for small batches.
+active weights of a layer. Both hold their weights packed, so the layer they are compared with is packed too; "unpacked"
+is the same layer as a training step runs it, from the dense weight and the mask.
 """
 
 from __future__ import annotations
@@ -57,27 +57,30 @@ def case(out: int, inp: int, density: float, batch: int, options) -> dict:
     from sparseprop.modules import SparseLinear
 
     dense = nn.Linear(inp, out)
-    masked = MaskedLinear.from_dense(dense, Mask.random((out, inp), density)).eval()
-    zeroed = masked.to_dense()
+    unpacked = MaskedLinear.from_dense(dense, Mask.random((out, inp), density)).eval()
+    packed = MaskedLinear.from_dense(unpacked).eval().pack()
+    zeroed = unpacked.to_dense()
     sparse = SparseLinear(zeroed.weight.detach(), zeroed.bias)
     x = torch.randn(batch, inp)
     array, engine = x.numpy(), deepsparse_layer(zeroed, batch, options.threads)
-    if batch == 1:
-        masked.pack()
     calls = {
         "dense": lambda: dense(x),
-        "maskfuse": lambda: masked(x),
+        "maskfuse": lambda: packed(x),
+        "unpacked": lambda: unpacked(x),
         "DeepSparse": lambda: torch.from_numpy(engine(array)),
         "SparseProp": lambda: sparse(x),
     }
     with torch.no_grad():
         want = zeroed(x)
-        for name in ("maskfuse", "DeepSparse", "SparseProp"):
+        for name in ("maskfuse", "unpacked", "DeepSparse", "SparseProp"):
             torch.testing.assert_close(calls[name](), want, atol=1e-3, rtol=1e-3, msg=name)
         times = timing.compare(calls, options.budget, min_rounds=9)
     row = {"out": out, "in": inp, "batch": batch, "density": density}
     row |= {f"{name} ms": timed.median * 1e3 for name, timed in times.items()}
-    return row | {f"vs {name}": timing.ratio(times[name], times["maskfuse"]) for name in times if name != "maskfuse"}
+    for name in ("dense", "DeepSparse", "SparseProp"):
+        row[f"vs {name}"] = timing.ratio(times[name], times["maskfuse"])
+        row[f"unpacked vs {name}"] = timing.ratio(times[name], times["unpacked"])
+    return row
 
 
 def main() -> int:
@@ -88,8 +91,10 @@ def main() -> int:
     torch.manual_seed(0)
     rows = [case(o, i, density, batch, options) for o, i in SHAPES for density in DENSITIES for batch in (1, 512)]
     columns = {"out": "d", "in": "d", "batch": "d", "density": ".0%"}
-    columns |= {f"{name} ms": ".3f" for name in ("dense", "DeepSparse", "SparseProp", "maskfuse")}
-    columns |= {f"vs {name}": ".2f" for name in ("dense", "DeepSparse", "SparseProp")}
+    columns |= {f"{name} ms": ".3f" for name in ("dense", "DeepSparse", "SparseProp", "maskfuse", "unpacked")}
+    columns |= {
+        f"{form}vs {name}": ".2f" for name in ("dense", "DeepSparse", "SparseProp") for form in ("", "unpacked ")
+    }
     timing.table(f"forward, float32, {options.threads} threads (ratios: above 1 is faster)", rows, columns)
     print(f"written to {timing.write('peers_masked_linear', rows, options.output)}")
     missed = 0

@@ -91,11 +91,13 @@ def layers(result: dict) -> list[str]:
 def peers(result: dict) -> list[str]:
     rows = [
         [f"{r['out']}x{r['in']}", str(r["batch"]), f"{1 - r['density']:.0%}"]
-        + [f"{r[f'vs {name}']:.2f}" for name in ("dense", "DeepSparse", "SparseProp")]
+        + [f"{r[f'vs {name}']:.2f} / {r[f'unpacked vs {name}']:.2f}" for name in ("dense", "DeepSparse", "SparseProp")]
         for r in result["rows"]
     ]
     return [
-        *wrapped(f"Against sparse engines, forward: {machine(result)} (at batch 1 packed). Times faster than"),
+        *wrapped(
+            f"Against sparse engines, forward: {machine(result)}. How many times faster a packed layer / the same layer unpacked is than"
+        ),
         "",
         *table(["out x in", "batch", "masked", "dense", "DeepSparse 1.8", "SparseProp 0.1.14"], rows),
     ]
