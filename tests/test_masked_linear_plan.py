@@ -228,3 +228,38 @@ def test_explain_shows_estimates_and_runners_up():
     for times in explanation.estimates.values():
         assert list(times.values()) == sorted(times.values())
     assert "estimated" in str(explanation) and "not " in str(explanation)
+
+
+@pytest.mark.parametrize("inp", [96, 100, 129])
+@pytest.mark.parametrize("structure", ["random", "channels"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_what_lies_beside_a_row_stays_there(inp, structure, dtype):
+    """torch's half-type products read past a row's end and multiply what they find by zero."""
+    out, batch = 200, 256
+    mask = Mask.random((out, inp), 0.5)
+    if structure == "channels":
+        mask = Mask.channels((out, inp), torch.arange(out) % 3 > 0, torch.arange(inp) % 3 > 0)
+    wide = torch.full((batch, 2 * inp), torch.nan, dtype=dtype)
+    grads = torch.full((batch, 2 * out), torch.nan, dtype=dtype)
+    wide[:, :inp], grads[:, :out] = torch.randn(batch, inp), torch.randn(batch, out)
+    w = torch.randn(out, inp).to(dtype).masked_fill(~mask.dense(), torch.nan)
+    for kernel in ("", "library"):
+        with preferring(kernel):
+            x = wide[:, :inp].requires_grad_()
+            y = masked_linear(x, w.requires_grad_(), mask)
+            dx, dw = torch.autograd.grad(y, (x, w), grads[:, :out])
+            assert all(t.isfinite().all() for t in (y, dx, dw)), kernel
+            poisoned = wide[:, :inp].clone()
+            poisoned[5] = torch.nan
+            bad = (~masked_linear(poisoned, w.detach(), mask).isfinite()).any(1)
+            assert bad.nonzero().flatten().tolist() == [5], kernel
+
+
+def test_a_plan_with_a_broken_header_is_refused():
+    mask = Mask.random((OUT, IN), 0.5)
+    x, w = torch.randn(3, IN), torch.randn(OUT, IN)
+    for word in range(1, 24):  # 32-bit words of the header behind its mark
+        broken = mask.plan[0].clone()
+        broken.view(-1)[: 4 * 24].view(torch.int32)[word] = -32
+        with pytest.raises(RuntimeError, match="not the plan of a mask"):
+            OPS.masked_linear(x, w, mask.bits, [broken, mask.plan[1]], None)

@@ -135,3 +135,38 @@ def test_compiled():
     x = torch.randn(1, IN)
     with torch.no_grad():
         assert torch.equal(torch.compile(layer, fullgraph=True, backend="aot_eager")(x), layer(x))
+
+
+def other_weight(layer: MaskedLinear) -> None:
+    layer.weight = torch.nn.Parameter(torch.randn_like(layer.weight) * layer.mask.dense())
+
+
+def optimizer_step(layer: MaskedLinear) -> None:
+    layer(torch.randn(3, IN)).sum().backward()
+    torch.optim.SGD(layer.parameters(), lr=1.0).step()
+
+
+@pytest.mark.parametrize("batch", [1, 100])
+@pytest.mark.parametrize("change", [other_weight, optimizer_step, MaskedLinear.reset_parameters])
+def test_a_packed_layer_notices_a_changed_weight(change, batch):
+    layer = layer_of(0.1).eval().pack()
+    x = torch.randn(batch, IN)
+    before = layer(x).detach()
+    change(layer)
+    want = torch.nn.functional.linear(x, layer.weight * layer.mask.dense(), layer.bias)
+    assert not torch.allclose(before, want)
+    torch.testing.assert_close(layer(x), want, atol=1e-4, rtol=1e-4)
+
+
+def test_a_packed_layer_under_transforms():
+    layer = layer_of(0.1).eval().pack()
+    x, w = torch.randn(20, IN), torch.randn(OUT, IN)
+    got = torch.func.functional_call(layer, {"weight": w}, (x,))
+    torch.testing.assert_close(got, maskfuse.masked_linear(x, w, layer.mask, layer.bias))
+    compiled = torch.compile(layer, fullgraph=True)
+    for rows in (1, 20):
+        torch.testing.assert_close(compiled(x[:rows]), layer(x[:rows]))
+    with torch.inference_mode():
+        torch.testing.assert_close(layer(x), layer.unpack()(x))
+        inside = layer_of(0.1).eval().pack()
+        assert inside.packed_nbytes > 0 and inside(x).shape == (20, OUT)

@@ -75,6 +75,14 @@ bool plan_open(const void* bytes, int64_t size, int64_t rows, int64_t columns, P
   const auto* header = (const PlanHeader*)bytes;
   if (header->magic != kMagic || header->bytes != size || header->rows != rows || header->columns != columns)
     return false;
+  const PlanHeader& h = *header;
+  if (h.chunk < 32 || h.chunk > kMostColumns || h.chunk % 32 != 0 || h.panel < 1 || h.panel > kMostRows) return false;
+  const auto within = [](int64_t count, int64_t most) { return count >= 0 && count <= most; };
+  if (!within(h.runs, size) || !within(h.row_bytes, size) || !within(h.column_bytes, size) ||
+      !within(h.single_entries, h.row_bytes) || !within(h.values, 4 * h.column_bytes) ||
+      !within(h.most_panel_values, h.values) || !within(h.strips, rows * columns) || !within(h.active_rows, rows) ||
+      !within(h.active_columns, columns))
+    return false;
   plan->header = header;
   plan->tiles = (const PlanTile*)(header + 1);
   const auto* pattern = (const uint32_t*)(plan->tiles + plan->panels() * plan->chunks() + 1);

@@ -11,9 +11,9 @@ namespace {
 // (AMX generation, 2 cores at 3.8 GHz) by bench/calibrate.py, where choosing by them took 1 % longer than the best
 // choice; the library's are scaled by library_cost elsewhere.
 // clang-format off
-//                           phase  weight product lane   value  down  long   entry single shared sample tile   result call   library read   copy
-constexpr double kAvx512[] = {6100, 0.143, 0.188, 0.490, 2.180, 1.830, 0.421, 3.04, 0.202, 0.630, 0.371, 0.824, 0.263, 22500, 0.693, 0.378, 0.161};
-constexpr double kAvx2[]   = {7250, 0.146, 0.327, 0.403, 1.710, 1.710, 0.438, 4.04, 0.331, 1.180, 0.498, 1.690, 0.298, 20100, 0.714, 0.331, 0.207};
+//                           phase  weight product lane   value  down  long   entry single shared sample tile   result call   library read   masked moved
+constexpr double kAvx512[] = {6100, 0.143, 0.188, 0.490, 2.180, 1.830, 0.421, 3.04, 0.202, 0.630, 0.371, 0.824, 0.263, 22500, 0.693, 0.378, 0.161, 0.161};
+constexpr double kAvx2[]   = {7250, 0.146, 0.327, 0.403, 1.710, 1.710, 0.438, 4.04, 0.331, 1.180, 0.498, 1.690, 0.298, 20100, 0.714, 0.331, 0.207, 0.207};
 // clang-format on
 static_assert(sizeof(kAvx512) / sizeof(double) == kRates && sizeof(kAvx2) / sizeof(double) == kRates);
 
@@ -52,6 +52,7 @@ bool library_can(const MaskedGemm& g, Isa isa) {
   if ((half && !g.bits) || (g.plan && g.plan->header->values == 0)) return false;
   if (g.pass == Pass::weight_grad) return g.k >= 2 * kFewRows;
   const LibraryProduct p(g);
+  if (half && !p.compact && g.k % kHalfColumns != 0) return false;
   return g.m >= (p.full || p.compact || half ? 2 : 8) * kFewRows;
 }
 
@@ -68,11 +69,11 @@ Work library_work(const MaskedGemm& g) {
   w.count[kCall] = (double)(((grad ? g.m : g.n) + p.step - 1) / p.step);
   w.count[kLibrary] = (double)p.m / 4 * (double)p.n / vector * (double)p.k * library_cost(g.dtype);
   // The large matrix is read, or written, whatever the batch.
-  if (!p.compact) w.count[grad ? kResult : kLibraryWeight] = grad ? m * n : n * k;
+  if (!p.compact) w.count[grad ? kResult : kRead] = grad ? m * n : n * k;
   if (p.compact)
-    w.count[kCopy] = m * n + (grad ? m * k + n * k : m * k + (double)p.n * (double)p.k);
+    w.count[kMoved] = m * n + (grad ? m * k + n * k : m * k + (double)p.n * (double)p.k);
   else if (!p.full)
-    w.count[kCopy] = grad ? m * n : n * k;
+    w.count[kMasked] = grad ? m * n : n * k;
   return w;
 }
 
@@ -135,9 +136,9 @@ Work work_of(Kernel kernel, const MaskedGemm& g) {
 }  // namespace
 
 const char* rate_name(int rate) {
-  static const char* const names[] = {"phase",      "weight", "product", "lane",           "value",  "value_down",
-                                      "long_value", "entry",  "single",  "shared",         "sample", "tile",
-                                      "result",     "call",   "library", "library_weight", "copy"};
+  static const char* const names[] = {"phase",  "weight", "product", "lane",   "value",  "value_down",
+                                      "long",   "entry",  "single",  "shared", "sample", "tile",
+                                      "result", "call",   "library", "read",   "masked", "moved"};
   static_assert(sizeof(names) / sizeof(names[0]) == kRates);
   return names[rate];
 }

@@ -9,23 +9,24 @@
 namespace maskfuse {
 
 enum Rate {
-  kPhase,          // a phase of tasks: waking threads, waiting for the last one
-  kWeight,         // a weight read in place
-  kProduct,        // 64 bytes of weights times one row, read in place
-  kLane,           // an element moved into lanes or out of them
-  kValue,          // an active weight copied by a row's list
-  kValueDown,      // an active weight copied by a list down the columns of B
-  kLongValue,      // a weight copied, or passed over, with its whole row
-  kEntry,          // an entry's sums loaded and stored, for a unit of the batch
-  kSingle,         // an active weight times a unit
-  kShared,         // a column of a list that four rows share, times a unit
-  kSample,         // an active weight's product over a unit
-  kTile,           // four rows times 64 bytes of columns times one row of the batch
-  kResult,         // an element of the gradient written
-  kCall,           // a call of the library
-  kLibrary,        // the library's products, counted as kTile's
-  kLibraryWeight,  // a weight that the library reads
-  kCopy,           // an element masked, or moved with its channel, before the library or after it
+  kPhase,      // a phase of tasks: waking threads, waiting for the last one
+  kWeight,     // a weight read in place
+  kProduct,    // 64 bytes of weights times one row, read in place
+  kLane,       // an element moved into lanes or out of them
+  kValue,      // an active weight copied by a row's list
+  kValueDown,  // an active weight copied by a list down the columns of B
+  kLongValue,  // a weight copied, or passed over, with its whole row
+  kEntry,      // an entry's sums loaded and stored, for a unit of the batch
+  kSingle,     // an active weight times a unit
+  kShared,     // a column of a list that four rows share, times a unit
+  kSample,     // an active weight's product over a unit
+  kTile,       // four rows times 64 bytes of columns times one row of the batch
+  kResult,     // an element of the gradient written
+  kCall,       // a call of the library
+  kLibrary,    // the library's products, counted as kTile's
+  kRead,       // a weight that the library reads
+  kMasked,     // an element masked before the library or after it
+  kMoved,      // an element moved with its channel
   kRates
 };
 
@@ -44,6 +45,10 @@ struct LibraryProduct {
 
   explicit LibraryProduct(const MaskedGemm& problem);
 };
+
+// oneDNN multiplies what lies behind a row of half-type A by zeros, up to a multiple of this many columns: NaN there,
+// another row's or beside a slice, would come through.
+inline constexpr int64_t kHalfColumns = 32;
 
 // A kernel that could run a problem.
 struct Candidate {

@@ -33,8 +33,7 @@ class Buffer {
   size_t size_ = 0;
 };
 
-// A thread keeps its scratch, a few MiB at most. What a call shares among threads grows with the batch, so more than
-// this much of it is given back.
+// A thread keeps what it worked in; more than this much, as for large batches, is given back.
 inline constexpr size_t kKeptBytes = size_t{32} << 20;
 
 inline Buffer& thread_scratch() {

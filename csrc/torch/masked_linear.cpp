@@ -20,7 +20,9 @@ void run_phase(const MaskedGemm& problem, const Schedule& s, int phase, void* sh
   std::atomic<bool> out_of_memory{false};
   const auto work = [&](int64_t, int64_t) {
     try {
-      void* const scratch = phase == 0 ? nullptr : thread_scratch().get(s.scratch_bytes);
+      Buffer once;
+      Buffer& buffer = s.scratch_bytes > kKeptBytes ? once : thread_scratch();
+      void* const scratch = phase == 0 ? nullptr : buffer.get(s.scratch_bytes);
       for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;)
         run_task(problem, s, phase, task, shared, scratch);
     } catch (const std::bad_alloc&) {
@@ -121,6 +123,7 @@ void attach_packed(MaskedGemm& g, Operands& keep, const std::vector<Tensor>& pla
   if (values.scalar_type() != type) return;  // packed in another dtype than a cast call runs in
   bool fits = rows.scalar_type() == ScalarType::Long && rows.dim() == 1 && rows.size(0) == out + 1 &&
               columns.scalar_type() == ScalarType::Short && columns.dim() == 1 && values.dim() == 1 &&
+              values.is_contiguous() && columns.is_contiguous() && rows.is_contiguous() && ordered.is_contiguous() &&
               ordered.dim() == 1 && ordered.scalar_type() == sum_type(type);
   if (fits) {
     const int64_t active = ((const int64_t*)rows.const_data_ptr())[out];
@@ -318,6 +321,9 @@ std::string masked_linear_candidates(std::string pass, int64_t batch, const Tens
   MaskedGemm g{};
   Operands keep;
   g.library = true;
+  STD_TORCH_CHECK(bits.dim() == 2 && batch >= 0, kOp,
+                  ": bits must have shape [out, words] and batch not be negative, got ", shape_of(bits), " and ",
+                  batch);
   const int64_t out = bits.size(0);
   g.dtype = type == ScalarType::Double     ? Dtype::f64
             : type == ScalarType::BFloat16 ? Dtype::bf16

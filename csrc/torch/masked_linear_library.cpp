@@ -133,31 +133,42 @@ class Product {
     }
   }
 
-  // forward, input_grad of active channels: A, B and C without the others. The plan's rows are C's columns.
+  // Zeros behind the used columns of rows.
+  void clear_tail(char* matrix, int64_t rows, int64_t used, int64_t pitch) const {
+    for (int64_t r = 0; used < pitch && r < rows; ++r)
+      std::memset(matrix + (r * pitch + used) * size, 0, (size_t)((pitch - used) * size));
+  }
+
+  // forward, input_grad of active channels: A, B and C without the others. The plan's rows are C's columns. Sums are
+  // over `pitch` channels, some of them zeros where the library wants it (kHalfColumns).
   void compact() const {
     const bool grad = g.pass == Pass::input_grad;
     const uint32_t *const in = g.plan->column_pattern, *const out = g.plan->row_pattern;
     Buffer once;
-    const int64_t most = std::min(p.n, p.step);
-    char* const a = room(once, g.m * p.k + most * p.k + g.m * most + most);
-    char *const b = a + g.m * p.k * size, *const c = b + most * p.k * size, *const bias = c + g.m * most * size;
-    move(table.gather[dtype], {g.a, g.a_ld, a, p.k, g.k, in, nullptr, nullptr}, g.m);
+    const int64_t most = std::min(p.n, p.step), unit = size == 2 ? kHalfColumns : 1;
+    const int64_t pitch = (p.k + unit - 1) / unit * unit;
+    char* const a = room(once, g.m * pitch + most * pitch + g.m * most + most);
+    char *const b = a + g.m * pitch * size, *const c = b + most * pitch * size, *const bias = c + g.m * most * size;
+    move(table.gather[dtype], {g.a, g.a_ld, a, pitch, g.k, in, nullptr, nullptr}, g.m);
+    clear_tail(a, g.m, p.k, pitch);
     for (int64_t begin = 0; begin < g.n; begin += p.step) {
       const int64_t end = std::min(begin + p.step, g.n);
-      const std::vector<int32_t> active = listed(grad ? in : out, grad ? 0 : begin, grad ? g.k : end);
-      const int64_t rows = (int64_t)active.size();
-      const int64_t columns = grad ? (int64_t)listed(out, begin, end).size() : p.k, count = grad ? columns : rows;
-      if (grad)
+      const int64_t count = (int64_t)listed(out, begin, end).size();                            // of C's columns
+      const std::vector<int32_t> active = grad ? listed(in, 0, g.k) : listed(out, begin, end);  // B's rows
+      const auto rows = (int64_t)active.size();
+      if (grad) {
         move(table.gather[dtype],
-             {at(g.b, 0, 0, begin), g.b_ld, b, columns, end - begin, out + begin / 32, active.data(), nullptr}, rows);
-      else
-        move(table.gather[dtype], {g.b, g.b_ld, b, columns, g.k, in, active.data(), nullptr}, rows);
+             {at(g.b, 0, 0, begin), g.b_ld, b, count, end - begin, out + begin / 32, active.data(), nullptr}, rows);
+        std::memset(b + rows * count * size, 0, (size_t)((pitch - rows) * count * size));
+      } else {
+        move(table.gather[dtype], {g.b, g.b_ld, b, pitch, g.k, in, active.data(), nullptr}, rows);
+        clear_tail(b, rows, p.k, pitch);
+      }
       const void* const wide_bias = g.bias ? at(g.bias, 0, 0, begin) : nullptr;
       if (g.bias) table.gather[dtype]({wide_bias, 0, bias, 0, end - begin, out + begin / 32, nullptr, nullptr}, 0, 1);
-      const View part{b, rows, columns, columns, 1};
+      const View part = grad ? View{b, count, pitch, 1, count} : View{b, count, pitch, pitch, 1};
       if (count > 0)
-        multiply({a, g.m, p.k, p.k, 1}, grad ? part.transposed() : part, g.bias ? bias : nullptr,
-                 {c, g.m, count, count, 1}, g.dtype);
+        multiply({a, g.m, pitch, pitch, 1}, part, g.bias ? bias : nullptr, {c, g.m, count, count, 1}, g.dtype);
       move(table.scatter[dtype],
            {c, count, (void*)at(g.c, 0, 0, begin), g.c_ld, end - begin, out + begin / 32, nullptr, wide_bias}, g.m);
     }

@@ -31,7 +31,7 @@ def pack(model: Model) -> Model:
 
 
 def unpack(model: Model) -> Model:
-    """Drops what `pack` copied, as must be done before weights are changed in place; returns the model.
+    """Drops what `pack` copied; returns the model.
 
     Raises:
         TypeError: `model` is no `nn.Module`.

@@ -37,13 +37,14 @@ extend("reference", {"masked_linear": _reference})
 def masked_linear(input: Tensor, weight: Tensor, mask: Mask | Tensor, bias: Tensor | None = None) -> Tensor:
     """Linear layer with a masked weight: `input @ where(mask, weight, 0).T + bias`.
 
-    With a floating mask it is `input @ (weight * mask).T + bias`. Neither product is ever stored: the mask is
-    applied while the kernel packs the weight, and the weight's gradient leaves its kernel masked, exactly 0 where
-    the mask is.
+    With a floating mask it is `input @ (weight * mask).T + bias`. Neither product is kept: the mask is applied while
+    the weight is read, or, where torch's library multiplies, to a panel of it at a time (8 MiB or a little more). The
+    weight's gradient is masked too, exactly 0 where the mask is.
 
     A weight under a binary mask does not contribute even when it is NaN or infinite; what non-finite *inputs* give
     where they meet only masked weights is unspecified. Sums are float32 for the half types, else the type's own, and
-    bitwise the same for the same inputs; for any number of threads, too, unless `explain` names the library.
+    bitwise the same for the same inputs; for any number of threads, too, unless `explain` names the library or
+    `F.linear`: those also follow torch's own settings, such as `torch.set_float32_matmul_precision`.
 
     Args:
         input: `[..., in]`, any strides, any leading dimensions, float32, float64, bfloat16 or float16.

@@ -17,6 +17,11 @@ from ..mask import Mask
 _KEY = "mask_bits"
 
 
+def _version(weight: Tensor) -> int:
+    """How often the weight was changed in place; inference tensors, which outside inference mode cannot be, say 0."""
+    return 0 if weight.is_inference() else weight._version
+
+
 class MaskedLinear(nn.Linear):
     """`nn.Linear` with a binary mask on its weight.
 
@@ -45,6 +50,7 @@ class MaskedLinear(nn.Linear):
         self._mask = self._placed(Mask.full((out_features, in_features)))
         self._retain = False
         self._packed: list[Tensor] = []
+        self._packed_from: tuple[Tensor, int] | None = None  # the weight, and which state of it
         if mask is not None:
             self.set_mask(mask)
 
@@ -128,11 +134,14 @@ class MaskedLinear(nn.Linear):
         """Draws weight and bias as `nn.Linear` does; under the mask the weight is zero again."""
         super().reset_parameters()
         if hasattr(self, "_mask"):  # nn.Linear's constructor calls this first
+            self.unpack()
             self._zero_masked()
 
     def forward(self, input: Tensor) -> Tensor:
         """`input` `[..., in_features]` -> `[..., out_features]`; see `maskfuse.masked_linear`."""
         weight, bias, mask, packed = self.weight, self.bias, self._mask, self._packed
+        if packed and not self._packed_holds(weight):
+            packed = []
         if type(input) is Tensor and input.is_cpu and weight.is_cpu and ops.plain() and requested() is None:
             # The short way to the op, which checks its operands as well; where it refuses, the long way says why.
             plan = [*mask.plan, *packed] if packed else mask.plan
@@ -151,11 +160,13 @@ class MaskedLinear(nn.Linear):
     def pack(self) -> MaskedLinear:
         """Copies the active weights together; returns itself.
 
-        Calls with at most 16 rows then read nothing else, and larger ones need not collect them from the weight: that
-        copy, in the order in which kernels walk the mask, is kept where at most half of the weights are active.
+        Where few weights are active, calls with at most 16 rows then read nothing else (with more active, at most 8),
+        and larger calls need not collect them from the weight: that copy, of at most half of the weights and in float32
+        for half types, is kept in the order in which kernels walk the mask. `packed_nbytes` says what both take.
 
-        For inference on the CPU: a copy does not follow the weight. `unpack`, `set_mask`, `load_state_dict`, `train`
-        and every move or cast of the layer drop it; call `unpack` before changing the weight in place. Elsewhere than
+        For inference on the CPU. A weight that is replaced, changed in place or wrapped by a transform is noticed: the
+        call then reads the weight itself (not so a change through `weight.data`: call `unpack`). `unpack`, `set_mask`,
+        `load_state_dict`, `reset_parameters`, `train` and every move or cast of the layer drop the copy. Elsewhere than
         on the CPU, and where every weight is active, there is nothing to gain and nothing is packed.
         """
         self.unpack()
@@ -163,9 +174,18 @@ class MaskedLinear(nn.Linear):
             self._packed = torch.ops.maskfuse.masked_linear_pack(self.weight.detach(), self._mask.bits, self._mask.plan)
         return self
 
+    def _packed_holds(self, weight: Tensor) -> bool:
+        """Whether `weight` is the one that was packed, and has not changed since."""
+        return (
+            self._packed_from is not None
+            and self._packed_from[0] is weight
+            and self._packed_from[1] == _version(weight)
+        )
+
     def unpack(self) -> MaskedLinear:
         """Drops what `pack` copied; returns itself."""
         self._packed = []
+        self._packed_from = None
         return self
 
     @property
@@ -181,7 +201,7 @@ class MaskedLinear(nn.Linear):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles carry no packed weight."""
-        return {**self.__dict__, "_packed": []}
+        return {**self.__dict__, "_packed": [], "_packed_from": None}
 
     def extra_repr(self) -> str:
         """`nn.Linear`'s, with density and structure of the mask."""
