@@ -96,7 +96,8 @@ def peers(result: dict) -> list[str]:
     ]
     return [
         *wrapped(
-            f"Against sparse engines, forward: {machine(result)}. How many times faster a packed layer / the same layer unpacked is than"
+            f"Against sparse engines, forward: {machine(result)}. How many times "
+            "faster a packed layer / the same layer unpacked is than"
         ),
         "",
         *table(["out x in", "batch", "masked", "dense", "DeepSparse 1.8", "SparseProp 0.1.14"], rows),

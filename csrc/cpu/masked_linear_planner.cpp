@@ -11,9 +11,9 @@ namespace {
 // (AMX generation, 2 cores at 3.8 GHz) by bench/calibrate.py, where choosing by them took 1 % longer than the best
 // choice; the library's are scaled by library_cost elsewhere.
 // clang-format off
-//                           phase  weight product lane   value  down  long   entry single shared sample tile   result call   library read   masked moved
-constexpr double kAvx512[] = {6100, 0.143, 0.188, 0.490, 2.180, 1.830, 0.421, 3.04, 0.202, 0.630, 0.371, 0.824, 0.263, 22500, 0.693, 0.378, 0.161, 0.161};
-constexpr double kAvx2[]   = {7250, 0.146, 0.327, 0.403, 1.710, 1.710, 0.438, 4.04, 0.331, 1.180, 0.498, 1.690, 0.298, 20100, 0.714, 0.331, 0.207, 0.207};
+//                           phase  weight product lane   value  down  long   entry single shared sample tile   result call   library read   moved
+constexpr double kAvx512[] = {6250, 0.150, 0.181, 0.504, 2.150, 1.900, 0.432, 3.30, 0.195, 0.626, 0.356, 0.797, 0.295, 20500, 0.710, 0.547, 0.432};
+constexpr double kAvx2[]   = {6550, 0.150, 0.324, 0.460, 1.620, 1.720, 0.440, 3.42, 0.341, 1.170, 0.459, 1.550, 0.367, 18100, 0.713, 0.541, 0.521};
 // clang-format on
 static_assert(sizeof(kAvx512) / sizeof(double) == kRates && sizeof(kAvx2) / sizeof(double) == kRates);
 
@@ -70,10 +70,7 @@ Work library_work(const MaskedGemm& g) {
   w.count[kLibrary] = (double)p.m / 4 * (double)p.n / vector * (double)p.k * library_cost(g.dtype);
   // The large matrix is read, or written, whatever the batch.
   if (!p.compact) w.count[grad ? kResult : kRead] = grad ? m * n : n * k;
-  if (p.compact)
-    w.count[kMoved] = m * n + (grad ? m * k + n * k : m * k + (double)p.n * (double)p.k);
-  else if (!p.full)
-    w.count[kMasked] = grad ? m * n : n * k;
+  if (p.compact) w.count[kMoved] = m * n + (grad ? m * k + n * k : m * k + (double)p.n * (double)p.k);
   return w;
 }
 
@@ -138,7 +135,7 @@ Work work_of(Kernel kernel, const MaskedGemm& g) {
 const char* rate_name(int rate) {
   static const char* const names[] = {"phase",  "weight", "product", "lane",   "value",  "value_down",
                                       "long",   "entry",  "single",  "shared", "sample", "tile",
-                                      "result", "call",   "library", "read",   "masked", "moved"};
+                                      "result", "call",   "library", "read",   "moved"};
   static_assert(sizeof(names) / sizeof(names[0]) == kRates);
   return names[rate];
 }

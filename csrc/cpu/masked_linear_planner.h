@@ -24,8 +24,7 @@ enum Rate {
   kResult,     // an element of the gradient written
   kCall,       // a call of the library
   kLibrary,    // the library's products, counted as kTile's
-  kRead,       // a weight that the library reads
-  kMasked,     // an element masked before the library or after it
+  kRead,       // a weight that the library reads, masked or not
   kMoved,      // an element moved with its channel
   kRates
 };
