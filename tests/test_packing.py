@@ -137,6 +137,17 @@ def test_compiled():
         assert torch.equal(torch.compile(layer, fullgraph=True, backend="aot_eager")(x), layer(x))
 
 
+@pytest.mark.parametrize("batch", [1, 100])
+def test_a_packed_layer_reads_what_was_packed(batch):
+    if torch.ops.maskfuse.cpu_level() == "scalar":
+        pytest.skip("the scalar level reads the weight")
+    layer = layer_of(0.1).eval().pack()
+    for part in (0, 3):  # row after row, and in the order of the plan
+        layer._packed[part].zero_()
+    bias = layer.bias.expand(batch, OUT)
+    torch.testing.assert_close(layer(torch.randn(batch, IN)), bias)
+
+
 def other_weight(layer: MaskedLinear) -> None:
     layer.weight = torch.nn.Parameter(torch.randn_like(layer.weight) * layer.mask.dense())
 

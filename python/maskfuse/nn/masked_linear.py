@@ -172,6 +172,7 @@ class MaskedLinear(nn.Linear):
         self.unpack()
         if self.weight.device.type == "cpu" and self._mask.plan:
             self._packed = torch.ops.maskfuse.masked_linear_pack(self.weight.detach(), self._mask.bits, self._mask.plan)
+            self._packed_from = (self.weight, _version(self.weight))
         return self
 
     def _packed_holds(self, weight: Tensor) -> bool:
