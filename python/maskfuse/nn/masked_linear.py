@@ -17,9 +17,9 @@ from ..mask import Mask
 _KEY = "mask_bits"
 
 
-def _version(weight: Tensor) -> int:
-    """How often the weight was changed in place; inference tensors, which outside inference mode cannot be, say 0."""
-    return 0 if weight.is_inference() else weight._version
+def _version(weight: Tensor) -> int | None:
+    """How often the weight was changed in place; None for inference tensors, which do not count."""
+    return None if weight.is_inference() else weight._version
 
 
 class MaskedLinear(nn.Linear):
@@ -50,7 +50,7 @@ class MaskedLinear(nn.Linear):
         self._mask = self._placed(Mask.full((out_features, in_features)))
         self._retain = False
         self._packed: list[Tensor] = []
-        self._packed_from: tuple[Tensor, int] | None = None  # the weight, and which state of it
+        self._packed_from: tuple[Tensor, int | None] | None = None  # the weight, and which state of it
         if mask is not None:
             self.set_mask(mask)
 
@@ -164,10 +164,11 @@ class MaskedLinear(nn.Linear):
         and larger calls need not collect them from the weight: that copy, of at most half of the weights and in float32
         for half types, is kept in the order in which kernels walk the mask. `packed_nbytes` says what both take.
 
-        For inference on the CPU. A weight that is replaced, changed in place or wrapped by a transform is noticed: the
-        call then reads the weight itself (not so a change through `weight.data`: call `unpack`). `unpack`, `set_mask`,
-        `load_state_dict`, `reset_parameters`, `train` and every move or cast of the layer drop the copy. Elsewhere than
-        on the CPU, and where every weight is active, there is nothing to gain and nothing is packed.
+        For inference on the CPU. A weight that was replaced, changed in place or wrapped by a transform since is noticed:
+        the call then reads the weight itself. Not noticed are a change through `weight.data`, and any change before
+        compiled code runs: call `unpack` then. `unpack`, `set_mask`, `load_state_dict`, `reset_parameters`, `train` and
+        every move or cast of the layer drop the copy. Elsewhere than on the CPU, and where every weight is active, there
+        is nothing to gain and nothing is packed.
         """
         self.unpack()
         if self.weight.device.type == "cpu" and self._mask.plan:
@@ -177,11 +178,11 @@ class MaskedLinear(nn.Linear):
 
     def _packed_holds(self, weight: Tensor) -> bool:
         """Whether `weight` is the one that was packed, and has not changed since."""
-        return (
-            self._packed_from is not None
-            and self._packed_from[0] is weight
-            and self._packed_from[1] == _version(weight)
-        )
+        if self._packed_from is None:
+            return False
+        packed, version = self._packed_from
+        # Traced code cannot ask for a version.
+        return packed is weight and (version is None or torch.compiler.is_compiling() or version == weight._version)
 
     def unpack(self) -> MaskedLinear:
         """Drops what `pack` copied; returns itself."""
