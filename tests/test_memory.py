@@ -94,7 +94,7 @@ def test_peak_memory_of_a_step(weights):
     extra = float(process.stdout)
     weight = 64  # MiB; the step returns the gradient, so one weight is due
     if weights == "masked":
-        # A panel of 8 MiB, and what the library works in.
-        assert extra < 1.3 * weight, f"{extra:.0f} MiB beyond weight, mask and input"
+        # A panel of 8 MiB, and what the library works in: about 20 MiB, whatever the weight's size.
+        assert extra < weight + 26, f"{extra:.0f} MiB beyond weight, mask and input"
     else:
         assert extra > 1.9 * weight, f"{extra:.0f} MiB: the measurement misses the masked copy"

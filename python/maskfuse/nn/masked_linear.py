@@ -164,11 +164,11 @@ class MaskedLinear(nn.Linear):
         and larger calls need not collect them from the weight: that copy, of at most half of the weights and in float32
         for half types, is kept in the order in which kernels walk the mask. `packed_nbytes` says what both take.
 
-        For inference on the CPU. A weight that was replaced, changed in place or wrapped by a transform since is noticed:
-        the call then reads the weight itself. Not noticed are a change through `weight.data`, and any change before
-        compiled code runs: call `unpack` then. `unpack`, `set_mask`, `load_state_dict`, `reset_parameters`, `train` and
-        every move or cast of the layer drop the copy. Elsewhere than on the CPU, and where every weight is active, there
-        is nothing to gain and nothing is packed.
+        For inference on the CPU. A weight that was replaced, changed in place or wrapped by a transform is noticed: the
+        call then reads the weight itself. Not noticed are a change through `weight.data`, and any change before
+        compiled code runs: call `unpack` then. `unpack`, `set_mask`, `load_state_dict`, `reset_parameters`, `train`
+        and every move or cast of the layer drop the copy. Elsewhere than on the CPU, and where every weight is active,
+        there is nothing to gain and nothing is packed.
         """
         self.unpack()
         if self.weight.device.type == "cpu" and self._mask.plan:
