@@ -51,13 +51,18 @@ struct PanelPart {
   int64_t strips = 0, single_entries = 0;
 };
 
+// Bits of a row's word w that are columns.
+uint32_t inside(int64_t w, int64_t columns) { return columns - w * 32 < 32 ? (1u << (columns - w * 32)) - 1 : ~0u; }
+
 // Four rows by 16 columns that have an active weight, among rows [begin, end).
-int64_t count_strips(const uint32_t* bits, int64_t words, int64_t begin, int64_t end) {
+int64_t count_strips(const uint32_t* bits, int64_t columns, int64_t begin, int64_t end) {
+  const int64_t words = mask_words(columns);
   int64_t strips = 0;
   for (int64_t r = begin; r < end; r += 4)
     for (int64_t w = 0; w < words; ++w) {
       uint32_t any = 0;
       for (int64_t i = r; i < std::min(r + 4, end); ++i) any |= bits[i * words + w];
+      any &= inside(w, columns);
       strips += ((any & 0xffff) != 0) + (any >> 16 != 0);
     }
   return strips;
@@ -251,7 +256,11 @@ void PlanBuilder::State::find_pattern() {
     ++header.active_rows;
   }
   if (columns == nullptr) return pattern.clear();
-  for (int64_t w = 0; w < words; ++w) header.active_columns += count_bits(columns[w]);
+  for (int64_t w = 0; w < words; ++w) header.active_columns += count_bits(columns[w] & inside(w, header.columns));
+  if (header.active_columns == 0) {
+    header.active_rows = 0;
+    return pattern.clear();
+  }
   pattern.insert(pattern.end(), columns, columns + words);
 }
 
@@ -283,8 +292,7 @@ int64_t PlanBuilder::panels() const { return (state_->header.rows + state_->head
 void PlanBuilder::build(int64_t panel) {
   PanelPart& part = state_->parts[panel];
   const PlanHeader& h = state_->header;
-  part.strips =
-      count_strips(state_->bits, mask_words(h.columns), panel * h.panel, std::min((panel + 1) * h.panel, h.rows));
+  part.strips = count_strips(state_->bits, h.columns, panel * h.panel, std::min((panel + 1) * h.panel, h.rows));
   std::vector<Entry> list;
   for (int64_t chunk = 0; chunk < state_->chunks; ++chunk) {
     state_->entries(panel, chunk, list);
