@@ -78,11 +78,7 @@ def test_peak_memory_of_a_step(weights):
                 return 0
             return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) - peak.start
 
-        # What libraries allocate once: their workspaces are the same for a dense layer.
-        step(256, 256, 16)
-        w = torch.randn(O, I, requires_grad=True)
-        torch.autograd.grad(torch.nn.functional.linear(torch.randn(16, I), w).sum(), w)
-        del w
+        step(256, 256, 16)  # what libraries allocate once
         g = step(O, I, 16)
         print(peak("read") / 1024)
         """
@@ -94,7 +90,6 @@ def test_peak_memory_of_a_step(weights):
     extra = float(process.stdout)
     weight = 64  # MiB; the step returns the gradient, so one weight is due
     if weights == "masked":
-        # A panel of 8 MiB, and what the library works in: about 20 MiB, whatever the weight's size.
-        assert extra < weight + 26, f"{extra:.0f} MiB beyond weight, mask and input"
+        assert extra < 1.25 * weight, f"{extra:.0f} MiB beyond weight, mask and input"
     else:
         assert extra > 1.9 * weight, f"{extra:.0f} MiB: the measurement misses the masked copy"

@@ -56,8 +56,9 @@ bool library_can(const MaskedGemm& g, Isa isa) {
   return g.m >= (p.full || p.compact || half ? 2 : 8) * kFewRows;
 }
 
-// Bytes of a copy that a library reads; but as many rows as it needs to be fast, and more in half types.
-constexpr int64_t kCopyBytes = int64_t{8} << 20, kCopyRows = 256, kCopyRowsHalf = 1024;
+// Bytes of a copy that a library reads: as many as the activations have, between these; but as many rows as it needs to
+// be fast, and more in half types.
+constexpr int64_t kLeastCopy = int64_t{2} << 20, kMostCopy = int64_t{8} << 20, kCopyRows = 256, kCopyRowsHalf = 1024;
 
 Work library_work(const MaskedGemm& g) {
   Work w;
@@ -152,8 +153,10 @@ LibraryProduct::LibraryProduct(const MaskedGemm& g) : full(false), compact(false
     else
       n = rows, k = columns;
   }
+  const int64_t activations = (grad ? g.k * (g.m + g.n) : g.m * (g.n + g.k)) * dtype_size(g.dtype);
+  const int64_t copy = std::min(kMostCopy, std::max(kLeastCopy, activations));
   const int64_t row_bytes = (grad ? n : k) * dtype_size(g.dtype), whole = grad ? g.m : g.n;
-  step = std::max(dtype_size(g.dtype) == 2 ? kCopyRowsHalf : kCopyRows, kCopyBytes / std::max<int64_t>(1, row_bytes));
+  step = std::max(dtype_size(g.dtype) == 2 ? kCopyRowsHalf : kCopyRows, copy / std::max<int64_t>(1, row_bytes));
   step = full || step >= whole ? whole : (whole / ((whole + step - 1) / step) + 31) / 32 * 32;
 }
 
