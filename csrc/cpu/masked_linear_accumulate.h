@@ -22,12 +22,13 @@
 namespace maskfuse {
 namespace {
 
-// One row: kVectors sums, twice where registers allow, so that an addition need not wait for the one before.
-template <class V, int kVectors>
-static inline void accumulate_single(const typename V::S* x, const uint8_t* columns, int length,
+// One row: kVectors sums, twice where registers allow, so that an addition need not wait for the one before. The line of
+// a column c begins kStep * c behind x: columns are numbers of lines, or their places (masked_conv2d_accumulate.h).
+template <class V, int kVectors, int kStep, class Column>
+static inline void accumulate_single(const typename V::S* x, const Column* columns, int length,
                                      const typename V::S* values, typename V::S* y) {
   using Reg = typename V::Reg;
-  constexpr int W = V::W, kPitch = kVectors * W;
+  constexpr int W = V::W;
   constexpr int kSets = kVectors * 2 <= V::kRegisters / 2 ? 2 : 1;
   Reg sum[kSets][kVectors];
 #pragma GCC unroll 8
@@ -36,7 +37,7 @@ static inline void accumulate_single(const typename V::S* x, const uint8_t* colu
     if constexpr (kSets == 2) sum[1][v] = V::zero();
   }
   const auto add = [&](int set, int k) __attribute__((always_inline)) {
-    const typename V::S* line = x + (int64_t)columns[k] * kPitch;
+    const typename V::S* line = x + (int64_t)columns[k] * kStep;
     const Reg w = V::set1(values[k]);
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) sum[set][v] = V::fma(w, V::load(line + v * W), sum[set][v]);
@@ -49,21 +50,22 @@ static inline void accumulate_single(const typename V::S* x, const uint8_t* colu
   for (int v = 0; v < kVectors; ++v) V::store(y + v * W, kSets == 2 ? V::add(sum[0][v], sum[1][v]) : sum[0][v]);
 }
 
-// Four rows with one list, kStrip vectors of them at a time.
-template <class V, int kVectors>
-static inline void accumulate_four(const typename V::S* x, const uint8_t* columns, int length,
+// Four rows with one list, kStrip vectors of them at a time. With kOverlap the rows' sums may share memory, shifted
+// against each other: they are read when they are added to.
+template <class V, int kVectors, int kStep, bool kOverlap, class Column>
+static inline void accumulate_four(const typename V::S* x, const Column* columns, int length,
                                    const typename V::S* values, typename V::S* const* y) {
   using Reg = typename V::Reg;
-  constexpr int W = V::W, kPitch = kVectors * W;
+  constexpr int W = V::W;
   constexpr int kStrip = kVectors < V::kRegisters / 8 ? kVectors : V::kRegisters / 8;
   for (int strip = 0; strip < kVectors; strip += kStrip) {
     Reg sum[4][kStrip];
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i)
 #pragma GCC unroll 4
-      for (int v = 0; v < kStrip; ++v) sum[i][v] = V::load(y[i] + (strip + v) * W);
+      for (int v = 0; v < kStrip; ++v) sum[i][v] = kOverlap ? V::zero() : V::load(y[i] + (strip + v) * W);
     for (int k = 0; k < length; ++k) {
-      const typename V::S* from = x + (int64_t)columns[k] * kPitch + strip * W;
+      const typename V::S* from = x + (int64_t)columns[k] * kStep + strip * W;
       Reg line[kStrip];
 #pragma GCC unroll 4
       for (int v = 0; v < kStrip; ++v) line[v] = V::load(from + v * W);
@@ -77,18 +79,21 @@ static inline void accumulate_four(const typename V::S* x, const uint8_t* column
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i)
 #pragma GCC unroll 4
-      for (int v = 0; v < kStrip; ++v) V::store(y[i] + (strip + v) * W, sum[i][v]);
+      for (int v = 0; v < kStrip; ++v) {
+        typename V::S* const to = y[i] + (strip + v) * W;
+        V::store(to, kOverlap ? V::add(V::load(to), sum[i][v]) : sum[i][v]);
+      }
   }
 }
 
-// One tile: x is its first column's line, y its first row's. While it runs, the lines behind it, which the next tile
-// reads, are asked into the second-level cache: entries visit them in an order that the hardware does not foresee.
-template <class V, int kVectors>
-static void accumulate_tile(const Tile& tile, const typename V::S* x, int64_t ahead, const typename V::S* values,
-                            typename V::S* y) {
-  constexpr int kPitch = kVectors * V::W;
-  const uint8_t *rows = tile.rows, *columns = tile.columns;
-  const char *fetch = (const char*)(x + tile.width * kPitch), *const end = fetch + ahead;
+// One tile: x is its first column's line; the sums of the panel's row r are at place(r). While it runs, `ahead` bytes
+// from `fetch` on, which the next tile reads, are asked into the second-level cache: entries visit lines in an order
+// that the hardware does not foresee.
+template <class V, int kVectors, int kStep, bool kOverlap, class Column, class Place>
+static void accumulate_tile(const Tile& tile, const Column* columns, const typename V::S* x, const char* fetch,
+                            int64_t ahead, const typename V::S* values, const Place& place) {
+  const uint8_t* rows = tile.rows;
+  const char* const end = fetch + ahead;
   int entries = 0;
   for (int i = 0; i < tile.run_count; ++i) entries += tile.runs[i].entries;
   const int64_t share = entries > 0 ? (ahead / entries + 127) / 64 * 64 : 0;
@@ -102,14 +107,13 @@ static void accumulate_tile(const Tile& tile, const typename V::S* x, int64_t ah
     if (run.width == 1) {
       for (int e = 0; e < run.entries; ++e, columns += step, values += run.length) {
         fetch_share();
-        accumulate_single<V, kVectors>(x, columns, run.length, values, y + *rows++ * kPitch);
+        accumulate_single<V, kVectors, kStep>(x, columns, run.length, values, place(*rows++));
       }
     } else {
       for (int e = 0; e < run.entries; ++e, columns += step, values += 4 * run.length, rows += 4) {
         fetch_share();
-        typename V::S* const to[4] = {y + rows[0] * kPitch, y + rows[1] * kPitch, y + rows[2] * kPitch,
-                                      y + rows[3] * kPitch};
-        accumulate_four<V, kVectors>(x, columns, run.length, values, to);
+        typename V::S* const to[4] = {place(rows[0]), place(rows[1]), place(rows[2]), place(rows[3])};
+        accumulate_four<V, kVectors, kStep, kOverlap>(x, columns, run.length, values, to);
       }
     }
   }
@@ -141,13 +145,15 @@ static void accumulate_panel(const MaskedGemm& g, const Tiles& tiles, int64_t pa
     for (int v = 0; v < block.vectors; ++v) V::store(y + (r * block.vectors + v) * W, start);
   }
   for_vectors<V>(block.vectors, [&](auto number) {
-    constexpr int kVectors = decltype(number)::value;
+    constexpr int kVectors = decltype(number)::value, kPitch = kVectors * W;
     Tile tile;
     for (int64_t c = 0; c < tiles.chunks(); ++c) {
       tiles.at(panel, c, tile);
       const int64_t next = min64(tiles.chunk, tiles.columns - tile.column0 - tile.width);
-      accumulate_tile<V, kVectors>(tile, x + tile.column0 * kVectors * W, next * kVectors * sizeof(typename V::Reg),
-                                   values + tile.value, y);
+      const S* const lines = x + tile.column0 * kPitch;
+      accumulate_tile<V, kVectors, kPitch, false>(tile, tile.columns, lines, (const char*)(lines + tile.width * kPitch),
+                                           next * kPitch * (int64_t)sizeof(S), values + tile.value,
+                                           [&](int row) __attribute__((always_inline)) { return y + row * kPitch; });
     }
   });
   from_lanes<V>(y, block.vectors, block.rows, tall, (T*)g.c + block.begin * g.c_ld + n, g.c_ld);

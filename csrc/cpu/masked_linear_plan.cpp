@@ -15,6 +15,9 @@ constexpr int64_t kMostRows = 256, kMostColumns = 256;
 // Bytes of activations that one column of a tile takes: see masked_linear_lanes.h.
 constexpr int64_t kColumnBytes = 256;
 
+// The same where columns are taps of 3 x 3: six rows of three copies of a channel serve four output rows.
+constexpr int64_t kTapBytes = 128;
+
 // Values of a panel are copied into scratch; more than this many leave the caches.
 constexpr int64_t kPanelValues = 1 << 20;
 
@@ -264,7 +267,8 @@ void PlanBuilder::State::find_pattern() {
   pattern.insert(pattern.end(), columns, columns + words);
 }
 
-PlanBuilder::PlanBuilder(const uint32_t* bits, int64_t rows, int64_t columns, int64_t active, int64_t cache_bytes)
+PlanBuilder::PlanBuilder(const uint32_t* bits, int64_t rows, int64_t columns, int64_t active, int64_t cache_bytes,
+                         int64_t column_taps, int64_t row_taps)
     : state_(new State{}) {
   PlanHeader& h = state_->header;
   state_->bits = bits;
@@ -273,14 +277,15 @@ PlanBuilder::PlanBuilder(const uint32_t* bits, int64_t rows, int64_t columns, in
   // A tile of activations fills two thirds of the first-level cache. Where lists are short, wider tiles: reading the
   // second-level cache now and then costs less than loading and storing a row's sums for a handful of weights.
   const double density = rows * columns > 0 ? (double)active / ((double)rows * (double)columns) : 0;
+  const int64_t column_bytes = column_taps > 1 ? kTapBytes : kColumnBytes;
   h.chunk =
-      (uint32_t)std::min(kMostColumns, std::max<int64_t>(32, floor_power_of_2(cache_bytes * 2 / 3 / kColumnBytes)));
+      (uint32_t)std::min(kMostColumns, std::max<int64_t>(32, floor_power_of_2(cache_bytes * 2 / 3 / column_bytes)));
   if (density < 0.08) h.chunk = (uint32_t)std::min<int64_t>(kMostColumns, 2 * h.chunk);
   // Eight panels at least, to share among threads; and so few rows that their values stay in cache.
   int64_t panel = kMostRows;
   while (panel > 32 && panel * 8 > rows) panel /= 2;
   while (panel > 16 && panel * columns > kPanelValues) panel /= 2;
-  h.panel = panel;
+  h.panel = row_taps <= panel ? panel / row_taps * row_taps : panel;
   state_->chunks = (columns + h.chunk - 1) / h.chunk;
   state_->parts.resize((size_t)panels());
 }

@@ -39,13 +39,14 @@ static inline void add_sums(int length, typename V::S* values, const Product& pr
   }
 }
 
-// One tile: x[b] and dy[b] are those of block b of the batch.
-template <class V, int kVectors, int kBlocks>
-static void sample_tile(const Tile& tile, const typename V::S* const* x, const typename V::S* const* dy,
-                        typename V::S* values) {
+// One tile: x[b] and dy[b] are those of block b of the batch; rows of dy lie `pitch` apart, and the line of a column c
+// begins kStep * c behind x[b].
+template <class V, int kVectors, int kBlocks, int kStep, class Column>
+static void sample_tile(const Tile& tile, const Column* columns, const typename V::S* const* x,
+                        const typename V::S* const* dy, int64_t pitch, typename V::S* values) {
   using Reg = typename V::Reg;
-  constexpr int W = V::W, kPitch = kVectors * W;
-  const uint8_t *rows = tile.rows, *columns = tile.columns;
+  constexpr int W = V::W;
+  const uint8_t* rows = tile.rows;
   for (int i = 0; i < tile.run_count; ++i) {
     const PlanRun run = tile.runs[i];
     for (int e = 0; e < run.entries; ++e) {
@@ -54,9 +55,9 @@ static void sample_tile(const Tile& tile, const typename V::S* const* x, const t
 #pragma GCC unroll 2
         for (int b = 0; b < kBlocks; ++b)
 #pragma GCC unroll 8
-          for (int v = 0; v < kVectors; ++v) row[b][v] = V::load(dy[b] + rows[0] * kPitch + v * W);
+          for (int v = 0; v < kVectors; ++v) row[b][v] = V::load(dy[b] + rows[0] * pitch + v * W);
         add_sums<V>(run.length, values, [&](int k) __attribute__((always_inline)) {
-          const int64_t line = (int64_t)columns[k] * kPitch;
+          const int64_t line = (int64_t)columns[k] * kStep;
           Reg sum = V::mul(row[0][0], V::load(x[0] + line));
 #pragma GCC unroll 2
           for (int b = 0; b < kBlocks; ++b)
@@ -67,8 +68,8 @@ static void sample_tile(const Tile& tile, const typename V::S* const* x, const t
       } else {
         for (int b = 0; b < kBlocks; ++b) {
           add_sums<V>(4 * run.length, values, [&](int k) __attribute__((always_inline)) {
-            const typename V::S* const line = x[b] + (int64_t)columns[k / 4] * kPitch;
-            const typename V::S* const row = dy[b] + rows[k % 4] * kPitch;
+            const typename V::S* const line = x[b] + (int64_t)columns[k / 4] * kStep;
+            const typename V::S* const row = dy[b] + rows[k % 4] * pitch;
             Reg sum = V::mul(V::load(row), V::load(line));
 #pragma GCC unroll 8
             for (int v = 1; v < kVectors; ++v) sum = V::fma(V::load(row + v * W), V::load(line + v * W), sum);
@@ -139,7 +140,8 @@ static void sampled_task(const MaskedGemm& g, const Part& part) {
         const S* x[kBlocks];
         for (int b = 0; b < kBlocks; ++b)
           x[b] = (const S*)part.shared + blocks[b].begin * g.n + tile.column0 * kVectors * V::W;
-        sample_tile<V, kVectors, kBlocks>(tile, x, dy, values + tile.value);
+        sample_tile<V, kVectors, kBlocks, kVectors * V::W>(tile, tile.columns, x, dy, kVectors * V::W,
+                                                           values + tile.value);
       }
     };
     // Two blocks at once where they have as many vectors: their sums are joined together.

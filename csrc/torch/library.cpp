@@ -43,7 +43,7 @@ STABLE_TORCH_LIBRARY(maskfuse, m) {
   m.def("mask_unpack(Tensor bits, int columns) -> Tensor");
   m.def("mask_structure(Tensor bits, int columns, int inner) -> Tensor");
   m.def("mask_transpose(Tensor bits, int columns) -> Tensor");
-  m.def("mask_plan(Tensor bits, int columns) -> Tensor");
+  m.def("mask_plan(Tensor bits, int columns, int column_taps, int row_taps) -> Tensor");
 
   m.def("masked_linear(Tensor input, Tensor weight, Tensor bits, Tensor[] plan, Tensor? bias) -> Tensor");
   // The same for calls that record no gradient: no autograd kernel stands before it, which small layers would feel.
@@ -65,6 +65,24 @@ STABLE_TORCH_LIBRARY(maskfuse, m) {
       "masked_linear_candidates(str direction, int batch, Tensor bits, int in_features, Tensor[] plan,"
       " ScalarType dtype) -> str");
   m.def("prefer_masked_linear_kernel(str name) -> ()");
+
+  m.def(
+      "masked_conv2d(Tensor input, Tensor weight, Tensor bits, Tensor[] plan, Tensor? bias, int[] stride,"
+      " int[] padding, int[] dilation, int groups) -> Tensor");
+  m.def(
+      "masked_conv2d_unrecorded(Tensor input, Tensor weight, Tensor bits, Tensor[] plan, Tensor? bias, int[] stride,"
+      " int[] padding, int[] dilation, int groups) -> Tensor");
+  m.def(
+      "masked_conv2d_input_grad(Tensor grad, Tensor weight, Tensor bits, Tensor[] plan, int[] input_size,"
+      " int[] stride, int[] padding, int[] dilation, int groups) -> Tensor");
+  m.def(
+      "masked_conv2d_weight_grad(Tensor grad, Tensor input, Tensor bits, Tensor[] plan, int[] kernel_size,"
+      " int[] stride, int[] padding, int[] dilation, int groups) -> Tensor");
+  m.def(
+      "masked_conv2d_candidates(str direction, int[] input_size, int[] kernel_size, Tensor bits, Tensor[] plan,"
+      " int[] stride, int[] padding, int[] dilation, int groups, ScalarType dtype) -> str");
+  m.def("prefer_masked_conv2d_kernel(str name) -> ()");
+
   m.def("cpu_level() -> str");
   m.def("set_cpu_level(str name) -> str");
   m.def("library_info() -> str");

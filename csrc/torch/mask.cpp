@@ -72,16 +72,19 @@ Tensor transpose(const Tensor& bits, int64_t columns) {
 }
 
 // The index of the mask for kernels that walk active weights only; empty where it would have 2^32 of them.
-Tensor plan(const Tensor& bits, int64_t columns) {
+// `column_taps` columns, or `row_taps` rows, are one channel of a convolution.
+Tensor plan(const Tensor& bits, int64_t columns, int64_t column_taps, int64_t row_taps) {
   STD_TORCH_CHECK(bits.dim() == 2 && columns >= 0, "mask_plan: bits must have shape [rows, words], got ",
                   shape_of(bits), " for ", columns, " columns");
+  STD_TORCH_CHECK(column_taps >= 1 && row_taps >= 1, "mask_plan: column_taps and row_taps must be positive, got ",
+                  column_taps, " and ", row_taps);
   const int64_t rows = bits.size(0);
   check_bits(bits, rows, columns, "mask_plan");
   const Tensor from = as_contiguous(bits);
   const auto* source = (const uint32_t*)from.const_data_ptr();
   int64_t active = 0;
   for (int64_t i = 0; i < rows * mask_words(columns); ++i) active += count_bits(source[i]);
-  PlanBuilder builder(source, rows, columns, active, first_level_cache());
+  PlanBuilder builder(source, rows, columns, active, first_level_cache(), column_taps, row_taps);
   // An exception, out of memory for one, must not leave a thread of the pool: it is carried out.
   std::exception_ptr error;
   std::atomic<bool> failed{false};

@@ -1,41 +1,15 @@
 // Dispatcher ops of masked_linear on the CPU: checks, then the raw kernels.
 #include "../cpu/masked_linear.h"
 
-#include <atomic>
-
 #include "../cpu/masked_linear_packed.h"
 #include "../cpu/masked_linear_planner.h"
-#include "buffer.h"
 #include "masked_linear_library.h"
+#include "masked_weight.h"
+#include "tasks.h"
 #include "tensor.h"
 
 namespace maskfuse {
 namespace {
-
-// Threads take tasks one by one, so that a panel with more active weights than others holds nobody up.
-void run_phase(const MaskedGemm& problem, const Schedule& s, int phase, void* shared) {
-  const int64_t tasks = phase == 0 ? s.first.tasks() : s.grid.tasks();
-  if (tasks == 0) return;
-  std::atomic<int64_t> next{0};
-  std::atomic<bool> out_of_memory{false};
-  const auto work = [&](int64_t, int64_t) {
-    try {
-      Buffer once;
-      Buffer& buffer = s.scratch_bytes > kKeptBytes ? once : thread_scratch();
-      void* const scratch = phase == 0 ? nullptr : buffer.get(s.scratch_bytes);
-      for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;)
-        run_task(problem, s, phase, task, shared, scratch);
-    } catch (const std::bad_alloc&) {
-      out_of_memory = true;
-    }
-  };
-  const int64_t threads = std::min<int64_t>(tasks, torch::stable::get_num_threads());
-  if (threads == 1)
-    work(0, 1);
-  else
-    torch::stable::parallel_for(0, threads, 1, work);
-  if (out_of_memory) throw std::bad_alloc();
-}
 
 void run(MaskedGemm& problem) {
   if (problem.m == 0 || problem.n == 0) return;
@@ -45,8 +19,9 @@ void run(MaskedGemm& problem) {
   Buffer once;
   Buffer& buffer = s.shared_bytes > kKeptBytes ? once : thread_shared();
   void* const shared = s.shared_bytes > 0 ? buffer.get(s.shared_bytes) : nullptr;
-  run_phase(problem, s, 0, shared);
-  run_phase(problem, s, 1, shared);
+  run_tasks(s.first.tasks(), 0, [&](int64_t task, void* scratch) { run_task(problem, s, 0, task, shared, scratch); });
+  run_tasks(s.grid.tasks(), s.scratch_bytes,
+            [&](int64_t task, void* scratch) { run_task(problem, s, 1, task, shared, scratch); });
 }
 
 // [..., columns] as a matrix: its shape in front of the last dimension is one dimension, `rows`.
@@ -75,11 +50,6 @@ Tensor result_like(const Tensor& t, int64_t columns) {
   return empty_cpu(t, shape.data(), t.dim());
 }
 
-void check_same_dtype(const Tensor& a, const char* a_name, const Tensor& b, const char* b_name, const char* op) {
-  STD_TORCH_CHECK(a.scalar_type() == b.scalar_type(), op, ": ", a_name, " and ", b_name,
-                  " must have the same dtype, got ", name_of(a.scalar_type()), " and ", name_of(b.scalar_type()));
-}
-
 // The mask of a problem over rows x columns weights: bits, and their plan; or factors of the operands' dtype, or the
 // scores of a gate.
 struct MaskArgument {
@@ -88,64 +58,10 @@ struct MaskArgument {
   bool gate = false;
 };
 
-// Keeps what `attach` made alive for as long as the problem points into it.
-struct Operands {
-  Tensor mask, bias;
-  Plan plan;
-  Packed packed;
-};
-
-// The plan's parts in the list that ops take: the index of the mask, and of its transpose; and, where the weight was
-// packed, what masked_linear_pack returned.
-enum PlanPart { kIndex, kTransposedIndex, kPackedValues, kPackedColumns, kPackedRows, kOrderedValues, kParts };
-
-void attach_plan(MaskedGemm& g, Operands& keep, const std::vector<Tensor>& plan, PlanPart part, int64_t rows,
-                 int64_t columns, const char* op) {
-  if (plan.empty()) return;
-  STD_TORCH_CHECK(plan.size() == kPackedValues || plan.size() == kParts, op,
-                  ": plan must have no tensors, 2, or 6 with a packed weight, got ", plan.size());
-  const Tensor& t = plan[part];
-  if (part == kTransposedIndex) std::swap(rows, columns);
-  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Byte && t.dim() == 1 && (t.size(0) <= 1 || t.stride(0) == 1) &&
-                      plan_open(t.const_data_ptr(), t.size(0), rows, columns, &keep.plan),
-                  op, ": plan[", (int)part, "] is not the plan of a mask of shape [", rows, ", ", columns, "]");
-  g.plan = &keep.plan;
-}
-
-// What sums over products of a type are kept in.
-ScalarType sum_type(ScalarType type) { return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float; }
-
-void attach_packed(MaskedGemm& g, Operands& keep, const std::vector<Tensor>& plan, ScalarType type, int64_t out,
-                   const char* op) {
-  if (plan.size() < kParts) return;
-  const Tensor &values = plan[kPackedValues], &columns = plan[kPackedColumns], &rows = plan[kPackedRows],
-               &ordered = plan[kOrderedValues];
-  if (values.scalar_type() != type) return;  // packed in another dtype than a cast call runs in
-  bool fits = rows.scalar_type() == ScalarType::Long && rows.dim() == 1 && rows.size(0) == out + 1 &&
-              columns.scalar_type() == ScalarType::Short && columns.dim() == 1 && values.dim() == 1 &&
-              values.is_contiguous() && columns.is_contiguous() && rows.is_contiguous() && ordered.is_contiguous() &&
-              ordered.dim() == 1 && ordered.scalar_type() == sum_type(type);
-  if (fits) {
-    const int64_t active = ((const int64_t*)rows.const_data_ptr())[out];
-    fits = values.size(0) == active + kPackedPad && (columns.size(0) == active || columns.size(0) == 0) &&
-           (ordered.size(0) == 0 || (g.plan && ordered.size(0) == ordered_values(*g.plan)));
-  }
-  STD_TORCH_CHECK(fits, op, ": plan does not hold a packed weight of ", out, " rows");
-  keep.packed = {values.const_data_ptr(), columns.size(0) > 0 ? (const uint16_t*)columns.const_data_ptr() : nullptr,
-                 (const int64_t*)rows.const_data_ptr(), ordered.size(0) > 0 ? ordered.const_data_ptr() : nullptr};
-  g.packed = &keep.packed;
-}
-
 void attach_mask(MaskedGemm& g, Operands& keep, const MaskArgument& mask, const Tensor& like, int64_t rows,
                  int64_t columns, const char* op) {
   if (mask.plan) {
-    check_bits(mask.tensor, rows, columns, op);
-    keep.mask = as_contiguous(mask.tensor);
-    g.bits = (const uint32_t*)keep.mask.const_data_ptr();
-    g.bits_ld = mask_words(columns);
-    static const uint32_t none = 0;  // an empty mask has no storage, and null would mean "factors"
-    if (g.bits == nullptr) g.bits = &none;
-    attach_plan(g, keep, *mask.plan, g.pass == Pass::input_grad ? kTransposedIndex : kIndex, rows, columns, op);
+    attach_bits(g, keep, mask.tensor, *mask.plan, rows, columns, op);
   } else {
     const char* const name = mask.gate ? "scores" : "mask";
     check_shape(mask.tensor, {rows, columns}, op, name);
@@ -325,10 +241,7 @@ std::string masked_linear_candidates(std::string pass, int64_t batch, const Tens
                   ": bits must have shape [out, words] and batch not be negative, got ", shape_of(bits), " and ",
                   batch);
   const int64_t out = bits.size(0);
-  g.dtype = type == ScalarType::Double     ? Dtype::f64
-            : type == ScalarType::BFloat16 ? Dtype::bf16
-            : type == ScalarType::Half     ? Dtype::f16
-                                           : Dtype::f32;
+  g.dtype = dtype_of(type, kOp, "dtype");
   if (pass == "forward")
     g.pass = Pass::forward, g.m = batch, g.n = out, g.k = in;
   else if (pass == "input_grad")
@@ -341,13 +254,7 @@ std::string masked_linear_candidates(std::string pass, int64_t batch, const Tens
   if (g.pass == Pass::forward) attach_packed(g, keep, plan, type, out, kOp);
   Candidate list[kMostCandidates];
   const int count = candidates(g, isa_in_use(), (int)torch::stable::get_num_threads(), list);
-  std::ostringstream text;
-  for (int i = 0; i < count; ++i) {
-    text << kernel_name(list[i].kernel) << ' ' << list[i].nanoseconds;
-    for (int r = 0; r < kRates; ++r) text << ' ' << rate_name(r) << '=' << list[i].work.count[r];
-    text << '\n';
-  }
-  return text.str();
+  return describe_candidates(list, count);
 }
 
 void prefer_masked_linear_kernel(std::string name) {

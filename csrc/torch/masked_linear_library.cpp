@@ -18,19 +18,6 @@ struct View {
   View transposed() const { return {data, columns, rows, column_stride, row_stride}; }
 };
 
-ScalarType scalar_type(Dtype dtype) {
-  switch (dtype) {
-    case Dtype::f64:
-      return ScalarType::Double;
-    case Dtype::bf16:
-      return ScalarType::BFloat16;
-    case Dtype::f16:
-      return ScalarType::Half;
-    default:
-      return ScalarType::Float;
-  }
-}
-
 Tensor as_tensor(const View& v, Dtype dtype) {
   const int64_t sizes[] = {v.rows, v.columns}, strides[] = {v.row_stride, v.column_stride};
   return torch::stable::from_blob(const_cast<void*>(v.data), {sizes, 2}, {strides, 2},

@@ -32,8 +32,8 @@ inline std::string shape_of(const Tensor& t) {
 
 inline const char* name_of(ScalarType type) { return torch::headeronly::toString(type); }
 
-inline Dtype dtype_of(const Tensor& t, const char* op, const char* name) {
-  switch (t.scalar_type()) {
+inline Dtype dtype_of(ScalarType type, const char* op, const char* name) {
+  switch (type) {
     case ScalarType::Float:
       return Dtype::f32;
     case ScalarType::Double:
@@ -45,8 +45,25 @@ inline Dtype dtype_of(const Tensor& t, const char* op, const char* name) {
     default:
       break;
   }
-  STD_TORCH_CHECK(false, op, ": ", name, " must be float32, float64, bfloat16 or float16, got ",
-                  name_of(t.scalar_type()));
+  STD_TORCH_CHECK(false, op, ": ", name, " must be float32, float64, bfloat16 or float16, got ", name_of(type));
+}
+
+inline Dtype dtype_of(const Tensor& t, const char* op, const char* name) {
+  return dtype_of(t.scalar_type(), op, name);
+}
+
+// The inverse.
+inline ScalarType scalar_type(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::f64:
+      return ScalarType::Double;
+    case Dtype::bf16:
+      return ScalarType::BFloat16;
+    case Dtype::f16:
+      return ScalarType::Half;
+    default:
+      return ScalarType::Float;
+  }
 }
 
 inline void check_dtype(const Tensor& t, ScalarType type, const char* op, const char* name) {
@@ -77,17 +94,11 @@ inline void check_bits(const Tensor& bits, int64_t rows, int64_t columns, const 
   check_shape(bits, {rows, mask_words(columns)}, op, "bits");
 }
 
-// An uninitialised contiguous CPU tensor of `like`'s dtype: new_empty without the call through the dispatcher.
+// An uninitialised CPU tensor of `like`'s dtype: new_empty without the call through the dispatcher.
 // One that the system will map anew, because the allocator keeps no memory of its size, asks for large pages: a page
 // fault for each 4 KiB costs more than many a product.
-inline Tensor empty_cpu(const Tensor& like, const int64_t* sizes, int64_t dim) {
-  constexpr int64_t kMostDims = 64, kMappedBytes = int64_t{32} << 20;
-  STD_TORCH_CHECK(dim <= kMostDims, "a tensor has at most ", kMostDims, " dimensions, got ", dim);
-  int64_t strides[kMostDims], count = 1;
-  for (int64_t d = dim - 1; d >= 0; --d) {
-    strides[d] = count;
-    count *= std::max<int64_t>(1, sizes[d]);
-  }
+inline Tensor empty_strided_cpu(const Tensor& like, const int64_t* sizes, const int64_t* strides, int64_t dim) {
+  constexpr int64_t kMappedBytes = int64_t{32} << 20;
   int32_t dtype, device_index;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
@@ -96,13 +107,25 @@ inline Tensor empty_cpu(const Tensor& like, const int64_t* sizes, int64_t dim) {
       aoti_torch_empty_strided(dim, sizes, strides, dtype, aoti_torch_device_type_cpu(), device_index, &handle));
   Tensor result(handle);
 #ifdef MADV_HUGEPAGE
-  const int64_t bytes = count * (int64_t)like.element_size();
+  const int64_t bytes = result.numel() * (int64_t)like.element_size();
   if (bytes >= kMappedBytes) {
     const auto begin = ((uintptr_t)result.mutable_data_ptr() + 4095) & ~(uintptr_t)4095;
     madvise((void*)begin, (size_t)bytes - 4096, MADV_HUGEPAGE);  // advice: refused, nothing is lost
   }
 #endif
   return result;
+}
+
+// The same, contiguous.
+inline Tensor empty_cpu(const Tensor& like, const int64_t* sizes, int64_t dim) {
+  constexpr int64_t kMostDims = 64;
+  STD_TORCH_CHECK(dim <= kMostDims, "a tensor has at most ", kMostDims, " dimensions, got ", dim);
+  int64_t strides[kMostDims], count = 1;
+  for (int64_t d = dim - 1; d >= 0; --d) {
+    strides[d] = count;
+    count *= std::max<int64_t>(1, sizes[d]);
+  }
+  return empty_strided_cpu(like, sizes, strides, dim);
 }
 
 // torch::stable::contiguous is a call through the dispatcher even where there is nothing to do.

@@ -362,12 +362,16 @@ _PLANNED = 4096
 
 
 def _make_plan(mask: Mask) -> list[Tensor]:
-    if len(mask.shape) != 2 or mask.device.type != "cpu" or mask.structure == "full" or mask.numel < _PLANNED:
+    if len(mask.shape) not in (2, 4) or mask.device.type != "cpu" or mask.structure == "full" or mask.numel < _PLANNED:
         return []
-    rows, columns = mask.shape
+    rows, columns = _rows_columns(mask.shape, "shape")
+    taps = math.prod(mask.shape[2:])
     with torch.inference_mode(False):
         transposed = torch.ops.maskfuse.mask_transpose(mask.bits, columns)
-        plan = [torch.ops.maskfuse.mask_plan(mask.bits, columns), torch.ops.maskfuse.mask_plan(transposed, rows)]
+        plan = [
+            torch.ops.maskfuse.mask_plan(mask.bits, columns, taps, 1),
+            torch.ops.maskfuse.mask_plan(transposed, rows, 1, taps),
+        ]
     for t in plan:
         # What torch._dynamo.maybe_mark_dynamic sets, without importing the compiler: a mask of another size of plan
         # does not recompile a model.

@@ -8,6 +8,12 @@ from . import mask as mask
 from .autograd import plain
 from .gated_linear import gated_linear
 from .library import LIBRARY_GEMM, library_info
+from .masked_conv2d import (
+    masked_conv2d,
+    masked_conv2d_input_grad,
+    masked_conv2d_unrecorded,
+    masked_conv2d_weight_grad,
+)
 from .masked_linear import (
     masked_linear,
     masked_linear_input_grad,
@@ -20,6 +26,10 @@ __all__ = [
     "LIBRARY_GEMM",
     "gated_linear",
     "library_info",
+    "masked_conv2d",
+    "masked_conv2d_input_grad",
+    "masked_conv2d_unrecorded",
+    "masked_conv2d_weight_grad",
     "masked_linear",
     "masked_linear_input_grad",
     "masked_linear_unrecorded",

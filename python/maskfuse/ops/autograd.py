@@ -56,11 +56,19 @@ def _recorded(args: Sequence[Any]) -> bool:
     return torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in args)
 
 
-def multilinear(name: str, gradients: dict[int, Callable[..., Tensor]], bias: int | None = None) -> Product:
+def shape_of(operand: Tensor | torch.Size) -> torch.Size:
+    """The shape of an operand that a gradient may have been given the shape of alone."""
+    return operand.shape if isinstance(operand, Tensor) else operand
+
+
+def multilinear(
+    name: str, gradients: dict[int, Callable[..., Tensor]], bias: int | None = None, channel: int = -1
+) -> Product:
     """Makes `maskfuse::name` differentiable and returns the function to call it by.
 
     `gradients[i]` maps (saved inputs..., output gradient) to the gradient of input `i`; it is called with the
-    inputs as a list and must itself be differentiable. `bias` is the position of an operand that is added.
+    inputs as a list, those that need not be kept as their shapes, and must itself be differentiable. `bias` is the
+    position of an operand that is added along dimension `channel` of the output.
     """
     op = getattr(torch.ops.maskfuse, name).default
     arguments = op._schema.arguments
@@ -83,7 +91,10 @@ def multilinear(name: str, gradients: dict[int, Callable[..., Tensor]], bias: in
 
     def save(ctx: Any, flat: Sequence[Any], kept: list[int]) -> list[Tensor]:
         ctx.kept = kept
-        ctx.rest = [None if isinstance(value, Tensor) else value for value in flat]
+        ctx.rest = [
+            (value.shape if i not in kept else None) if isinstance(value, Tensor) else value
+            for i, value in enumerate(flat)
+        ]
         ctx.has_bias = bias is not None and flat[bias] is not None
         return [flat[i] for i in kept]
 
@@ -118,15 +129,20 @@ def multilinear(name: str, gradients: dict[int, Callable[..., Tensor]], bias: in
             if ctx.needs_input_grad[i]:
                 result[i] = gradient(args, grad)
         if ctx.has_bias and bias is not None and ctx.needs_input_grad[bias]:
-            result[bias] = grad.sum(tuple(range(grad.dim() - 1))) if grad.dim() > 1 else grad
+            others = [d for d in range(grad.dim()) if d != channel % grad.dim()]
+            result[bias] = grad.sum(others) if others else grad
         return tuple(result)
+
+    def along_channel(ctx: Any, row: Tensor) -> Tensor:
+        behind = len(ctx.output_shape) - 1 - channel % len(ctx.output_shape)
+        return row.reshape(*row.shape, *[1] * behind)
 
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
         args = unflatten(restore(ctx))
         if bias is not None:
             args[bias] = None
         terms = [
-            tangents[i] if i == bias else call(*args[:i], tangents[i], *args[i + 1 :])
+            along_channel(ctx, tangents[i]) if i == bias else call(*args[:i], tangents[i], *args[i + 1 :])
             for i in range(count)
             if isinstance(tangents[i], Tensor) and (i in gradients or i == bias)
         ]
@@ -202,14 +218,25 @@ def vmap_rows(name: str, row_operand: int) -> None:
 
     Where another operand is batched too, the samples are computed one by one: each has its own weight.
     """
+    _register_vmap(name, row_operand, folds=False)
+
+
+def vmap_samples(name: str, operand: int) -> None:
+    """The same where the operand's first dimension counts samples, among which a batch of them is folded."""
+    _register_vmap(name, operand, folds=True)
+
+
+def _register_vmap(name: str, row_operand: int, folds: bool) -> None:
     op = getattr(torch.ops.maskfuse, name).default
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
         batched = [i for i, dim in enumerate(in_dims) if isinstance(dim, int)]
         if batched == [row_operand]:
             values = list(args)
-            values[row_operand] = args[row_operand].movedim(in_dims[row_operand], 0)
-            return op(*values), 0
+            together = args[row_operand].movedim(in_dims[row_operand], 0)
+            values[row_operand] = together.flatten(0, 1) if folds else together
+            output = op(*values)
+            return output.unflatten(0, together.shape[:2]) if folds else output, 0
         if info.batch_size == 0:  # no sample to learn the shape from
             samples = [
                 a.new_zeros(a.movedim(d, 0).shape[1:]) if isinstance(d, int) else a

@@ -34,6 +34,6 @@ def _(bits: Tensor, columns: int) -> Tensor:
 
 
 @torch.library.register_fake("maskfuse::mask_plan")
-def _(bits: Tensor, columns: int) -> Tensor:
+def _(bits: Tensor, columns: int, column_taps: int, row_taps: int) -> Tensor:
     # Its size depends on the bits: plans are made when a mask is set, not in traced code.
     return bits.new_empty((torch.library.get_ctx().new_dynamic_size(),), dtype=torch.uint8)

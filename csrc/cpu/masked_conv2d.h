@@ -1,0 +1,133 @@
+// Masked convolutions behind masked_conv2d, on raw pointers.
+//
+// With S the mask's bits, one an element of the weight W[out][in / groups][kernel_h][kernel_w], and taps (dy, dx):
+//
+//   forward       Y[n,o,y,x]  = bias[o] + sum W S[o,c,dy,dx] X[n, c, y stride_h + dy dilation_h - pad_h, ...]
+//   input_grad    dX, its adjoint in X, of dY
+//   weight_grad   dW[o,c,dy,dx] = S[o,c,dy,dx] sum dY[n,o,y,x] X[n, c, y stride_h + ...]
+//
+// The weight is a matrix of `out` rows and in / groups * kernel_h * kernel_w columns, as its mask's plan has it
+// (masked_linear_plan.h). Images have any strides.
+//
+// As in masked_linear.h a problem is cut into tasks that write nothing in common, in phases.
+#pragma once
+
+#include "masked_linear.h"
+
+namespace maskfuse {
+
+struct ConvShape {
+  int64_t batch, in, in_h, in_w, out, out_h, out_w, kernel_h, kernel_w;
+  int64_t stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups;
+
+  int64_t taps() const { return kernel_h * kernel_w; }
+  int64_t columns() const { return in / groups * taps(); }
+  int64_t pixels() const { return batch * out_h * out_w; }
+};
+
+// Activations of four dimensions: strides in elements.
+struct Image {
+  void* data;
+  int64_t n, c, y, x;
+};
+
+struct MaskedConv {
+  Pass pass;
+  Dtype dtype;
+  ConvShape shape;
+  Image input, output;  // X or dX, Y or dY
+  const void* weight;   // forward, input_grad
+  int64_t weight_ld;    // rows of the weight and its gradient are contiguous
+  void* weight_grad;
+  int64_t weight_grad_ld;
+  const uint32_t* bits;
+  int64_t bits_ld;
+  const Plan* plan;      // or null; of the transposed mask for input_grad
+  const Packed* packed;  // or null; forward only
+  const void* bias;      // [out] or null; forward only
+  bool library;          // whoever runs the problem has a library's convolution at hand
+};
+
+// How the vector kernels cut output pixels into lanes: see masked_conv2d_strip.h.
+struct Strips {
+  bool pointwise;       // one tap: rows of a strip are pixels one after another, whatever image row they are in
+  int64_t unit;         // lanes
+  int64_t images;       // that share units: all of them, or a group's, whose units no other group has
+  int64_t units;        // of a group
+  int64_t rows, parts;  // output rows a strip; strips a unit
+  int64_t staged_rows;  // input rows a strip and a copy: what its output rows read
+  int64_t copies;       // of the input, one a dx
+  int64_t plane;        // lines a channel: copies * staged_rows, made odd where the cache wants it
+  int64_t out_plane;    // lines a channel of a strip of the output: `rows`
+
+  int64_t groups(const ConvShape& s) const { return images > 0 ? (s.batch + images - 1) / images : 0; }
+  int64_t strips() const { return units * parts; }
+};
+
+// Rows of the input that `rows` output rows read: those of one phase (dy dilation_h modulo stride_h) next to each other,
+// phase after phase. `first`, or null, takes the one that row 0 reads for each dy.
+int64_t staged_rows(const ConvShape& shape, int64_t rows, int64_t* first);
+
+struct ConvSchedule;
+
+// Half-open ranges of what a phase's tasks count, and where they may work.
+struct ConvPart {
+  const ConvSchedule* schedule;
+  int64_t m0, m1, n0, n1;
+  void* shared;
+  void* scratch;
+};
+
+using ConvTask = void (*)(const MaskedConv&, const ConvPart&);
+
+// Strips of a slice of weight_grad are summed one after another, slices after that: as many slices whatever the number
+// of threads, for sums to be the same.
+inline constexpr int64_t kMostSlices = 8;
+
+struct MaskedConvKernels {
+  // [dtype]
+  ConvTask values[2][4];  // forward, input_grad: first phase; n panels
+  ConvTask forward[4];    // m strips, n panels
+  ConvTask input_grad[4];  // m groups of images, n panels
+  ConvTask offsets;        // weight_grad, first phase: n panels
+  ConvTask sampled[4];     // m slices, n panels
+  ConvTask reduced[4];     // n panels
+  int32_t vector_bytes;
+};
+
+struct ConvPhase {
+  ConvTask task;
+  Grid grid;
+};
+
+// Bytes from the start of `shared`, and of `scratch`: where each part begins.
+struct ConvSchedule {
+  Kernel kernel;
+  Isa isa;
+  Strips strips;
+  ConvPhase phases[3];
+  int64_t phase_count;
+  int64_t slices;
+  // shared: the line of each of the weight's columns in a strip, offsets of the plan's columns, values, partial sums.
+  size_t lines_at, offsets_at, values_at, sums_at, shared_bytes;
+  // scratch: a strip of the input and of the output, sums of a panel, where lanes come from.
+  size_t input_at, output_at, panel_at, map_at, scratch_bytes;
+};
+
+// Chooses the kernel and cuts the problem. Where the choice is `library` there are no phases.
+ConvSchedule schedule(const MaskedConv& problem, Isa isa, int threads);
+
+// What must be done before the first phase: fills the part of `shared` that every task reads.
+void prepare(const MaskedConv& problem, const ConvSchedule& schedule, void* shared);
+
+void run_task(const MaskedConv& problem, const ConvSchedule& schedule, int phase, int64_t index, void* shared,
+              void* scratch);
+
+const MaskedConvKernels* masked_conv2d_kernels_avx2();
+const MaskedConvKernels* masked_conv2d_kernels_avx512();
+const MaskedConvKernels* masked_conv2d_kernels(Isa isa);
+// The readable version, every pass and any number of groups: m images and n channels of the result, or n rows of the
+// weight's gradient.
+ConvTask masked_conv2d_naive(const MaskedConv& problem);
+
+}  // namespace maskfuse

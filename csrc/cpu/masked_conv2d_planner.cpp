@@ -1,0 +1,164 @@
+#include "masked_conv2d_planner.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+
+namespace maskfuse {
+namespace {
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+// Nanoseconds on one core, in the order of `Rate`; a phase's and a call's on the whole call. From the same machine as
+// the table of masked_linear_planner.cpp, by bench/calibrate.py.
+// clang-format off
+//                           phase  weight product lane   value  down   long   entry  single shared sample tile   result call   library read   moved
+constexpr double kAvx512[] = {6250, 0,     0,      2.500, 2.600, 2.600, 0.600, 2.20,  0.215, 0.640, 0.380, 0,     0.295, 30000, 0.710, 0.547, 0};
+constexpr double kAvx2[]   = {6550, 0,     0,      3.500, 2.600, 2.600, 0.600, 2.60,  0.360, 1.200, 0.480, 0,     0.367, 30000, 0.713, 0.541, 0};
+// clang-format on
+static_assert(sizeof(kAvx512) / sizeof(double) == kRates && sizeof(kAvx2) / sizeof(double) == kRates);
+
+std::atomic<int> preferred{-1};
+
+int64_t element_bytes(const MaskedConv& g) { return g.dtype == Dtype::f64 ? 8 : 4; }
+
+// Bytes of a strip of the input that leave the second-level cache to the weight.
+constexpr int64_t kStripBytes = int64_t{512} << 10;
+
+// Images of a group for input_grad: as few as waste next to no lanes.
+int64_t images_a_group(const ConvShape& c, int64_t unit, bool pointwise) {
+  const int64_t row = pointwise ? c.out_h * c.out_w : c.out_w;
+  int64_t best = 1;
+  double least = 1e30;
+  for (int64_t images = 1; images <= std::min<int64_t>(16, c.batch); ++images) {
+    const double waste = (double)round_up(images * row, unit) / (double)(images * row);
+    if (waste < least - 0.02) least = waste, best = images;
+    if (least < 1.05) break;
+  }
+  return best;
+}
+
+bool can_cut(const MaskedConv& g, const Strips& s) {
+  // Places of lines are 16 bits, from their chunk's first.
+  const int64_t chunk = g.plan->header->chunk, taps = g.shape.taps();
+  const int64_t lines = g.pass == Pass::input_grad ? chunk * s.out_plane : (chunk / taps + 2) * s.plane;
+  return lines <= 65535 && g.shape.columns() * s.plane <= INT32_MAX;
+}
+
+Work library_work(const MaskedConv& g) {
+  const ConvShape& c = g.shape;
+  Work w;
+  const double vector = (double)(kUnitBytes / element_bytes(g)), weights = (double)c.out * (double)c.columns();
+  const double cost = library_cost(g.dtype);
+  w.count[kCall] = 1;
+  // Depthwise convolutions are bound by memory; no fast kernel is better than none.
+  w.count[kLibrary] = (double)c.pixels() * weights / 4 / vector * (cost == 0 ? 4 : cost);
+  w.count[g.pass == Pass::weight_grad ? kResult : kRead] = weights;
+  return w;
+}
+
+Work vector_work(Kernel kernel, const MaskedConv& g, const Strips& s) {
+  const ConvShape& c = g.shape;
+  const PlanHeader& h = *g.plan->header;
+  Work w;
+  const double strips = (double)(s.groups(c) * s.strips());
+  // Units of lanes in all strips, those of which nothing is used among them.
+  const double row = (double)(s.pointwise ? c.out_h * c.out_w : c.out_w), images = (double)std::min(s.images, c.batch);
+  const double units = (double)s.groups(c) * std::max(1.0, images * row / (double)s.unit) *
+                       (double)(s.pointwise ? 1 : c.out_h);
+  const double shared = (double)(h.values - h.column_bytes) / 3, singles = (double)h.column_bytes - shared;
+  w.count[kPhase] = kernel == Kernel::sampled ? 3 : 2;
+  w.count[kLane] = strips * (double)c.in * (double)(s.copies * s.staged_rows) + units * (double)c.out;
+  w.count[kEntry] = (double)h.row_bytes * units;
+  if (kernel == Kernel::sampled) {
+    w.count[kSample] = (singles + 4 * shared) * units;
+    w.count[kValue] = singles + 4 * shared;
+    w.count[kResult] = (double)c.out * (double)c.columns();
+  } else {
+    if (!(g.packed && g.packed->ordered)) {
+      w.count[g.pass == Pass::forward ? kValue : kValueDown] = singles;
+      w.count[kLongValue] = 4 * shared;
+    }
+    w.count[kSingle] = singles * units;
+    w.count[kShared] = shared * units;
+  }
+  return w;
+}
+
+}  // namespace
+
+Strips strips_of(const MaskedConv& g, int threads) {
+  const ConvShape& c = g.shape;
+  Strips s{};
+  s.unit = kUnitBytes / element_bytes(g);
+  s.pointwise = c.taps() == 1;
+  s.images = g.pass == Pass::input_grad ? images_a_group(c, s.unit, s.pointwise) : std::max<int64_t>(1, c.batch);
+  s.copies = c.kernel_w;
+  const int64_t row = s.pointwise ? c.out_h * c.out_w : c.out_w, images = std::min(s.images, c.batch);
+  s.units = ceil_div(images * row, s.unit);
+  const auto cut = [&](int64_t rows) {
+    s.rows = rows;
+    s.parts = ceil_div(std::max<int64_t>(1, c.out_h), rows);
+    s.staged_rows = staged_rows(c, rows, nullptr) | 1;
+    s.plane = s.copies * s.staged_rows | 1;
+    s.out_plane = rows | 1;
+  };
+  if (s.pointwise) {
+    s.rows = s.staged_rows = s.plane = s.out_plane = kBlockUnits;
+    s.units = ceil_div(s.units, s.rows), s.parts = 1;
+    return s;
+  }
+  for (int64_t parts = 1;; ++parts) {
+    const int64_t rows = ceil_div(std::max<int64_t>(1, c.out_h), parts);
+    cut(parts == 1 ? rows : round_up(rows, kBlockUnits));
+    const bool fits = c.in * s.plane * kUnitBytes <= kStripBytes;
+    const bool enough = g.pass == Pass::input_grad || s.groups(c) * s.strips() >= 2 * threads;
+    if (rows <= kBlockUnits || (fits && enough)) return s;
+  }
+}
+
+int candidates(const MaskedConv& g, Isa isa, int threads, Candidate* list) {
+  int count = 0;
+  if (isa == Isa::scalar && !g.library) {
+    list[count++].kernel = Kernel::naive;
+    return count;
+  }
+  if (isa == Isa::scalar) list[count++].kernel = Kernel::naive;
+  Strips s{};
+  if (isa != Isa::scalar && g.plan && g.shape.groups == 1 && g.shape.pixels() > 0) {
+    s = strips_of(g, threads);
+    if (can_cut(g, s)) list[count++].kernel = g.pass == Pass::weight_grad ? Kernel::sampled : Kernel::accumulate;
+  }
+  if (g.library && isa != Isa::scalar) list[count++].kernel = Kernel::library;
+  if (count == 0) list[count++].kernel = Kernel::naive;
+  const double* const rates = isa == Isa::avx512 ? kAvx512 : kAvx2;
+  for (int i = 0; i < count; ++i) {
+    Candidate& c = list[i];
+    c.work = c.kernel == Kernel::library ? library_work(g) : c.kernel == Kernel::naive ? Work{} : vector_work(c.kernel, g, s);
+    c.nanoseconds = 0;
+    for (int r = 0; r < kRates; ++r)
+      c.nanoseconds += c.work.count[r] * rates[r] / (r == kPhase || r == kCall ? 1 : threads);
+  }
+  const int wanted = preferred.load(std::memory_order_relaxed);
+  std::stable_sort(list, list + count, [wanted](const Candidate& a, const Candidate& b) {
+    const bool first = (int)a.kernel == wanted, second = (int)b.kernel == wanted;
+    return first != second ? first : a.nanoseconds < b.nanoseconds;
+  });
+  return count;
+}
+
+bool prefer_conv_kernel(const char* name) {
+  if (*name == '\0') {
+    preferred = -1;
+    return true;
+  }
+  for (Kernel kernel : {Kernel::naive, Kernel::accumulate, Kernel::sampled, Kernel::library}) {
+    if (std::strcmp(name, kernel_name(kernel)) != 0) continue;
+    preferred = (int)kernel;
+    return true;
+  }
+  return false;
+}
+
+}  // namespace maskfuse

@@ -1,0 +1,41 @@
+// Activations of four dimensions, [batch, channels, height, width], in either memory format.
+#pragma once
+
+#include "../cpu/masked_conv2d.h"
+#include "tensor.h"
+
+namespace maskfuse {
+
+// Whether a tensor's strides are in the order of channels_last rather than contiguous; where sizes of one leave both
+// possible, contiguous. As torch.utils._python_dispatch and torch._prims_common's suggest_memory_format see it.
+inline bool is_channels_last(const Tensor& t) {
+  if (t.dim() != 4 || t.stride(1) == 0) return false;
+  int64_t least = 0;
+  for (int d : {1, 3, 2, 0}) {
+    if (t.size(d) == 0 || t.stride(d) < least) return false;
+    if (d == 0 && least == t.stride(1)) return false;  // everything but the channels has size one
+    least = t.stride(d) * (t.size(d) > 1 ? t.size(d) : 1);
+  }
+  return true;
+}
+
+// An uninitialised image of `like`'s dtype and memory format.
+inline Tensor empty_image(const Tensor& like, int64_t batch, int64_t channels, int64_t height, int64_t width) {
+  const int64_t sizes[] = {batch, channels, height, width};
+  if (!is_channels_last(like)) return empty_cpu(like, sizes, 4);
+  const int64_t c = std::max<int64_t>(1, channels), w = std::max<int64_t>(1, width), h = std::max<int64_t>(1, height);
+  const int64_t strides[] = {h * w * c, 1, w * c, c};
+  return empty_strided_cpu(like, sizes, strides, 4);
+}
+
+// The tensor itself where pixels of a row, or channels of a pixel, lie side by side; else a copy.
+inline Tensor as_image(const Tensor& t) {
+  const bool rows = t.stride(3) == 1 || t.size(3) <= 1, channels = t.stride(1) == 1;
+  return rows || channels ? t : torch::stable::contiguous(t);
+}
+
+inline Image image_of(const Tensor& t) {
+  return {const_cast<void*>(t.const_data_ptr()), t.stride(0), t.stride(1), t.stride(2), t.size(3) <= 1 ? 1 : t.stride(3)};
+}
+
+}  // namespace maskfuse

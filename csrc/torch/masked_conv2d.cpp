@@ -1,0 +1,211 @@
+// Dispatcher ops of masked_conv2d on the CPU: checks, then the raw kernels.
+#include "../cpu/masked_conv2d.h"
+
+#include "../cpu/masked_conv2d_planner.h"
+#include "image.h"
+#include "masked_conv2d_library.h"
+#include "masked_weight.h"
+#include "tasks.h"
+
+namespace maskfuse {
+namespace {
+
+using Ints = std::vector<int64_t>;
+
+struct Geometry {
+  const Ints &stride, &padding, &dilation;
+  int64_t groups;
+};
+
+void check_image(const Tensor& t, const char* op, const char* name) {
+  STD_TORCH_CHECK(t.dim() == 4, op, ": ", name, " must have shape [batch, channels, height, width], got ",
+                  shape_of(t));
+}
+
+// Sizes of a convolution of images of in_h x in_w; throws where they do not fit.
+ConvShape shape_of_conv(const Geometry& g, int64_t batch, int64_t in, int64_t in_h, int64_t in_w, int64_t out,
+                        int64_t kernel_h, int64_t kernel_w, const char* op) {
+  const auto two = [&](const Ints& values, const char* name, int64_t least) {
+    STD_TORCH_CHECK(values.size() == 2 && values[0] >= least && values[1] >= least, op, ": ", name,
+                    " must be two integers, at least ", least);
+  };
+  two(g.stride, "stride", 1);
+  two(g.padding, "padding", 0);
+  two(g.dilation, "dilation", 1);
+  STD_TORCH_CHECK(g.groups >= 1 && in % g.groups == 0 && out % g.groups == 0, op, ": groups ", g.groups,
+                  " must divide ", in, " input and ", out, " output channels");
+  STD_TORCH_CHECK(kernel_h >= 1 && kernel_w >= 1, op, ": kernel must not be empty, got ", kernel_h, " x ", kernel_w);
+  ConvShape s{};
+  s.batch = batch, s.in = in, s.in_h = in_h, s.in_w = in_w, s.out = out;
+  s.kernel_h = kernel_h, s.kernel_w = kernel_w, s.groups = g.groups;
+  s.stride_h = g.stride[0], s.stride_w = g.stride[1], s.pad_h = g.padding[0], s.pad_w = g.padding[1];
+  s.dilation_h = g.dilation[0], s.dilation_w = g.dilation[1];
+  const int64_t reach_h = s.dilation_h * (kernel_h - 1) + 1, reach_w = s.dilation_w * (kernel_w - 1) + 1;
+  STD_TORCH_CHECK(in_h + 2 * s.pad_h >= reach_h && in_w + 2 * s.pad_w >= reach_w, op, ": kernel of ", reach_h, " x ",
+                  reach_w, " with its dilation is larger than the padded input of ", in_h + 2 * s.pad_h, " x ",
+                  in_w + 2 * s.pad_w);
+  s.out_h = (in_h + 2 * s.pad_h - reach_h) / s.stride_h + 1;
+  s.out_w = (in_w + 2 * s.pad_w - reach_w) / s.stride_w + 1;
+  return s;
+}
+
+void check_weight(const Tensor& weight, const char* op) {
+  STD_TORCH_CHECK(weight.dim() == 4, op, ": weight must have shape [out, in / groups, height, width], got ",
+                  shape_of(weight));
+}
+
+void run(const MaskedConv& g, const ConvSchedule& s) {
+  Buffer once;
+  Buffer& buffer = s.shared_bytes > kKeptBytes ? once : thread_shared();
+  void* const shared = s.shared_bytes > 0 ? buffer.get(s.shared_bytes) : nullptr;
+  prepare(g, s, shared);
+  for (int phase = 0; phase < s.phase_count; ++phase)
+    run_tasks(s.phases[phase].grid.tasks(), s.scratch_bytes,
+              [&](int64_t task, void* scratch) { run_task(g, s, phase, task, shared, scratch); });
+}
+
+Tensor forward(const char* op, const Tensor& input, const Tensor& weight, const Tensor& bits,
+               const std::vector<Tensor>& plan, const std::optional<Tensor>& bias, const Geometry& geometry) {
+  MaskedConv g{};
+  Operands keep;
+  g.pass = Pass::forward;
+  g.dtype = dtype_of(input, op, "input");
+  check_image(input, op, "input");
+  check_weight(weight, op);
+  check_same_dtype(input, "input", weight, "weight", op);
+  STD_TORCH_CHECK(input.size(1) == weight.size(1) * geometry.groups, op, ": input ", shape_of(input),
+                  " does not fit weight ", shape_of(weight), " in ", geometry.groups, " groups");
+  g.shape = shape_of_conv(geometry, input.size(0), input.size(1), input.size(2), input.size(3), weight.size(0),
+                          weight.size(2), weight.size(3), op);
+  const Tensor w = as_contiguous(weight);
+  g.weight = w.const_data_ptr(), g.weight_ld = g.shape.columns();
+  attach_bits(g, keep, bits, plan, g.shape.out, g.shape.columns(), op);
+  attach_packed(g, keep, plan, weight.scalar_type(), g.shape.out, op);
+  if (bias) {
+    check_same_dtype(input, "input", *bias, "bias", op);
+    check_shape(*bias, {g.shape.out}, op, "bias");
+    keep.bias = as_contiguous(*bias);
+    g.bias = keep.bias.const_data_ptr();
+  }
+  g.library = true;
+  const ConvSchedule s = schedule(g, isa_in_use(), (int)torch::stable::get_num_threads());
+  if (s.kernel == Kernel::library) return library_forward(g, input, w, bias, s.isa);
+  const Tensor x = as_image(input);
+  Tensor out = empty_image(input, g.shape.batch, g.shape.out, g.shape.out_h, g.shape.out_w);
+  g.input = image_of(x), g.output = image_of(out);
+  run(g, s);
+  return out;
+}
+
+Tensor input_grad(const char* op, const Tensor& grad, const Tensor& weight, const Tensor& bits,
+                  const std::vector<Tensor>& plan, const Ints& size, const Geometry& geometry) {
+  MaskedConv g{};
+  Operands keep;
+  g.pass = Pass::input_grad;
+  g.dtype = dtype_of(grad, op, "grad");
+  check_image(grad, op, "grad");
+  check_weight(weight, op);
+  check_same_dtype(grad, "grad", weight, "weight", op);
+  STD_TORCH_CHECK(size.size() == 2, op, ": input_size must be two integers, got ", size.size());
+  g.shape = shape_of_conv(geometry, grad.size(0), weight.size(1) * geometry.groups, size[0], size[1], weight.size(0),
+                          weight.size(2), weight.size(3), op);
+  check_shape(grad, {g.shape.batch, g.shape.out, g.shape.out_h, g.shape.out_w}, op, "grad");
+  const Tensor w = as_contiguous(weight);
+  g.weight = w.const_data_ptr(), g.weight_ld = g.shape.columns();
+  attach_bits(g, keep, bits, plan, g.shape.out, g.shape.columns(), op);
+  g.library = true;
+  const ConvSchedule s = schedule(g, isa_in_use(), (int)torch::stable::get_num_threads());
+  if (s.kernel == Kernel::library) return library_input_grad(g, grad, w, s.isa);
+  const Tensor dy = as_image(grad);
+  Tensor out = empty_image(grad, g.shape.batch, g.shape.in, g.shape.in_h, g.shape.in_w);
+  if (g.shape.pixels() == 0) return torch::stable::zero_(out);
+  g.input = image_of(out), g.output = image_of(dy);
+  run(g, s);
+  return out;
+}
+
+Tensor weight_grad(const char* op, const Tensor& grad, const Tensor& input, const Tensor& bits,
+                   const std::vector<Tensor>& plan, const Ints& kernel, const Geometry& geometry) {
+  MaskedConv g{};
+  Operands keep;
+  g.pass = Pass::weight_grad;
+  g.dtype = dtype_of(grad, op, "grad");
+  check_image(grad, op, "grad");
+  check_image(input, op, "input");
+  check_same_dtype(grad, "grad", input, "input", op);
+  STD_TORCH_CHECK(kernel.size() == 2, op, ": kernel_size must be two integers, got ", kernel.size());
+  g.shape = shape_of_conv(geometry, input.size(0), input.size(1), input.size(2), input.size(3), grad.size(1), kernel[0],
+                          kernel[1], op);
+  check_shape(grad, {g.shape.batch, g.shape.out, g.shape.out_h, g.shape.out_w}, op, "grad");
+  attach_bits(g, keep, bits, plan, g.shape.out, g.shape.columns(), op);
+  g.library = true;
+  const ConvSchedule s = schedule(g, isa_in_use(), (int)torch::stable::get_num_threads());
+  if (s.kernel == Kernel::library && g.shape.pixels() > 0) return library_weight_grad(g, grad, input, s.isa);
+  const int64_t shape[] = {g.shape.out, g.shape.in / g.shape.groups, g.shape.kernel_h, g.shape.kernel_w};
+  Tensor out = empty_cpu(grad, shape, 4);
+  if (g.shape.pixels() == 0) return torch::stable::zero_(out);
+  const Tensor x = as_image(input), dy = as_image(grad);
+  g.weight_grad = out.mutable_data_ptr(), g.weight_grad_ld = g.shape.columns();
+  g.input = image_of(x), g.output = image_of(dy);
+  run(g, s);
+  return out;
+}
+
+Tensor masked_conv2d(const Tensor& input, const Tensor& weight, const Tensor& bits, const std::vector<Tensor>& plan,
+                     const std::optional<Tensor>& bias, Ints stride, Ints padding, Ints dilation, int64_t groups) {
+  return forward("masked_conv2d", input, weight, bits, plan, bias, {stride, padding, dilation, groups});
+}
+Tensor masked_conv2d_input_grad(const Tensor& grad, const Tensor& weight, const Tensor& bits,
+                                const std::vector<Tensor>& plan, Ints input_size, Ints stride, Ints padding,
+                                Ints dilation, int64_t groups) {
+  return input_grad("masked_conv2d_input_grad", grad, weight, bits, plan, input_size,
+                    {stride, padding, dilation, groups});
+}
+Tensor masked_conv2d_weight_grad(const Tensor& grad, const Tensor& input, const Tensor& bits,
+                                 const std::vector<Tensor>& plan, Ints kernel_size, Ints stride, Ints padding,
+                                 Ints dilation, int64_t groups) {
+  return weight_grad("masked_conv2d_weight_grad", grad, input, bits, plan, kernel_size,
+                     {stride, padding, dilation, groups});
+}
+
+// The kernels that could run a convolution, as masked_linear_candidates has them. `input_size` is [batch, in, h, w].
+std::string masked_conv2d_candidates(std::string pass, Ints input_size, Ints kernel_size, const Tensor& bits,
+                                     const std::vector<Tensor>& plan, Ints stride, Ints padding, Ints dilation,
+                                     int64_t groups, ScalarType type) {
+  constexpr const char* kOp = "masked_conv2d_candidates";
+  MaskedConv g{};
+  Operands keep;
+  g.library = true;
+  g.dtype = dtype_of(type, kOp, "dtype");
+  g.pass = pass == "forward"       ? Pass::forward
+           : pass == "input_grad"  ? Pass::input_grad
+           : pass == "weight_grad" ? Pass::weight_grad
+                                   : throw std::invalid_argument(std::string(kOp) + ": there is no pass " + pass);
+  STD_TORCH_CHECK(input_size.size() == 4 && kernel_size.size() == 2 && bits.dim() == 2, kOp,
+                  ": input_size must have 4 numbers, kernel_size 2, and bits be [out, words]");
+  g.shape = shape_of_conv({stride, padding, dilation, groups}, input_size[0], input_size[1], input_size[2],
+                          input_size[3], bits.size(0), kernel_size[0], kernel_size[1], kOp);
+  attach_bits(g, keep, bits, plan, g.shape.out, g.shape.columns(), kOp);
+  if (g.pass == Pass::forward) attach_packed(g, keep, plan, type, g.shape.out, kOp);
+  Candidate list[kMostCandidates];
+  return describe_candidates(list, candidates(g, isa_in_use(), (int)torch::stable::get_num_threads(), list));
+}
+
+void prefer_masked_conv2d_kernel(std::string name) {
+  STD_TORCH_CHECK(prefer_conv_kernel(name.c_str()), "prefer_masked_conv2d_kernel: there is no kernel ", name);
+}
+
+}  // namespace
+}  // namespace maskfuse
+
+STABLE_TORCH_LIBRARY_IMPL(maskfuse, CPU, m) {
+  m.impl("masked_conv2d", TORCH_BOX(&maskfuse::masked_conv2d));
+  m.impl("masked_conv2d_unrecorded", TORCH_BOX(&maskfuse::masked_conv2d));
+  m.impl("masked_conv2d_input_grad", TORCH_BOX(&maskfuse::masked_conv2d_input_grad));
+  m.impl("masked_conv2d_weight_grad", TORCH_BOX(&maskfuse::masked_conv2d_weight_grad));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(maskfuse, CompositeExplicitAutograd, m) {
+  m.impl("masked_conv2d_candidates", TORCH_BOX(&maskfuse::masked_conv2d_candidates));
+  m.impl("prefer_masked_conv2d_kernel", TORCH_BOX(&maskfuse::prefer_masked_conv2d_kernel));
+}

@@ -1,0 +1,89 @@
+// The masked weight of an op, as its problem takes it: bits, their plan, and what was packed. `Problem` is MaskedGemm or
+// MaskedConv.
+#pragma once
+
+#include "../cpu/masked_linear_planner.h"
+#include "tensor.h"
+
+namespace maskfuse {
+
+inline void check_same_dtype(const Tensor& a, const char* a_name, const Tensor& b, const char* b_name, const char* op) {
+  STD_TORCH_CHECK(a.scalar_type() == b.scalar_type(), op, ": ", a_name, " and ", b_name,
+                  " must have the same dtype, got ", name_of(a.scalar_type()), " and ", name_of(b.scalar_type()));
+}
+
+// Keeps what `attach` made alive for as long as the problem points into it.
+struct Operands {
+  Tensor mask, bias;
+  Plan plan;
+  Packed packed;
+};
+
+// The plan's parts in the list that ops take: the index of the mask, and of its transpose; and, where the weight was
+// packed, what masked_linear_pack returned.
+enum PlanPart { kIndex, kTransposedIndex, kPackedValues, kPackedColumns, kPackedRows, kOrderedValues, kParts };
+
+template <class Problem>
+void attach_plan(Problem& g, Operands& keep, const std::vector<Tensor>& plan, PlanPart part, int64_t rows,
+                 int64_t columns, const char* op) {
+  if (plan.empty()) return;
+  STD_TORCH_CHECK(plan.size() == kPackedValues || plan.size() == kParts, op,
+                  ": plan must have no tensors, 2, or 6 with a packed weight, got ", plan.size());
+  const Tensor& t = plan[part];
+  if (part == kTransposedIndex) std::swap(rows, columns);
+  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Byte && t.dim() == 1 && (t.size(0) <= 1 || t.stride(0) == 1) &&
+                      plan_open(t.const_data_ptr(), t.size(0), rows, columns, &keep.plan),
+                  op, ": plan[", (int)part, "] is not the plan of a mask of shape [", rows, ", ", columns, "]");
+  g.plan = &keep.plan;
+}
+
+// What sums over products of a type are kept in.
+inline ScalarType sum_type(ScalarType type) { return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float; }
+
+template <class Problem>
+void attach_packed(Problem& g, Operands& keep, const std::vector<Tensor>& plan, ScalarType type, int64_t out,
+                   const char* op) {
+  if (plan.size() < kParts) return;
+  const Tensor &values = plan[kPackedValues], &columns = plan[kPackedColumns], &rows = plan[kPackedRows],
+               &ordered = plan[kOrderedValues];
+  if (values.scalar_type() != type) return;  // packed in another dtype than a cast call runs in
+  bool fits = rows.scalar_type() == ScalarType::Long && rows.dim() == 1 && rows.size(0) == out + 1 &&
+              columns.scalar_type() == ScalarType::Short && columns.dim() == 1 && values.dim() == 1 &&
+              values.is_contiguous() && columns.is_contiguous() && rows.is_contiguous() && ordered.is_contiguous() &&
+              ordered.dim() == 1 && ordered.scalar_type() == sum_type(type);
+  if (fits) {
+    const int64_t active = ((const int64_t*)rows.const_data_ptr())[out];
+    fits = values.size(0) == active + kPackedPad && (columns.size(0) == active || columns.size(0) == 0) &&
+           (ordered.size(0) == 0 || (g.plan && ordered.size(0) == ordered_values(*g.plan)));
+  }
+  STD_TORCH_CHECK(fits, op, ": plan does not hold a packed weight of ", out, " rows");
+  keep.packed = {values.const_data_ptr(), columns.size(0) > 0 ? (const uint16_t*)columns.const_data_ptr() : nullptr,
+                 (const int64_t*)rows.const_data_ptr(), ordered.size(0) > 0 ? ordered.const_data_ptr() : nullptr};
+  g.packed = &keep.packed;
+}
+
+// Bits over rows x columns weights, and their plan.
+template <class Problem>
+void attach_bits(Problem& g, Operands& keep, const Tensor& bits, const std::vector<Tensor>& plan, int64_t rows,
+                 int64_t columns, const char* op) {
+  check_bits(bits, rows, columns, op);
+  keep.mask = as_contiguous(bits);
+  g.bits = (const uint32_t*)keep.mask.const_data_ptr();
+  g.bits_ld = mask_words(columns);
+  static const uint32_t none = 0;  // an empty mask has no storage, and null would mean "factors"
+  if (g.bits == nullptr) g.bits = &none;
+  attach_plan(g, keep, plan, g.pass == Pass::input_grad ? kTransposedIndex : kIndex, rows, columns, op);
+}
+
+// A line each: name, estimated nanoseconds, then what was counted as name=count.
+inline std::string describe_candidates(const Candidate* list, int count) {
+  std::ostringstream text;
+  for (int i = 0; i < count; ++i) {
+    text << kernel_name(list[i].kernel) << ' ' << list[i].nanoseconds;
+    for (int r = 0; r < kRates; ++r) text << ' ' << rate_name(r) << '=' << list[i].work.count[r];
+    text << '\n';
+  }
+  return text.str();
+}
+
+}  // namespace maskfuse

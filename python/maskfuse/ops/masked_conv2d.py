@@ -1,0 +1,116 @@
+"""`masked_conv2d` with a binary mask: a convolution with `w where m else 0`, and its two gradients.
+
+The three ops are closed under differentiation: every gradient of one is another of the three.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._prims_common import suggest_memory_format
+
+from .autograd import Product, multilinear, shape_of, vmap_samples
+
+Ints = Sequence[int]
+
+
+def output_size(size: Ints, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints) -> list[int]:
+    """Height and width of a convolution's output, of [height, width] each."""
+    return [
+        (size[i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in range(len(kernel))
+    ]
+
+
+def _image(like: Tensor, shape: Ints) -> Tensor:
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=suggest_memory_format(like))
+
+
+@torch.library.register_fake("maskfuse::masked_conv2d_unrecorded")
+@torch.library.register_fake("maskfuse::masked_conv2d")
+def _(
+    input: Tensor,
+    weight: Tensor,
+    bits: Tensor,
+    plan: list[Tensor],
+    bias: Tensor | None,
+    stride: Ints,
+    padding: Ints,
+    dilation: Ints,
+    groups: int,
+) -> Tensor:
+    torch._check(
+        input.shape[1] == weight.shape[1] * groups, lambda: f"input {input.shape} does not fit weight {weight.shape}"
+    )
+    size = output_size(input.shape[2:], weight.shape[2:], stride, padding, dilation)
+    return _image(input, (input.shape[0], weight.shape[0], *size))
+
+
+@torch.library.register_fake("maskfuse::masked_conv2d_input_grad")
+def _(
+    grad: Tensor,
+    weight: Tensor,
+    bits: Tensor,
+    plan: list[Tensor],
+    input_size: Ints,
+    stride: Ints,
+    padding: Ints,
+    dilation: Ints,
+    groups: int,
+) -> Tensor:
+    return _image(grad, (grad.shape[0], weight.shape[1] * groups, *input_size))
+
+
+@torch.library.register_fake("maskfuse::masked_conv2d_weight_grad")
+def _(
+    grad: Tensor,
+    input: Tensor,
+    bits: Tensor,
+    plan: list[Tensor],
+    kernel_size: Ints,
+    stride: Ints,
+    padding: Ints,
+    dilation: Ints,
+    groups: int,
+) -> Tensor:
+    return grad.new_empty((grad.shape[1], input.shape[1] // groups, *kernel_size))
+
+
+# Inputs in order, behind them geometry = (stride, padding, dilation, groups):
+# (input, weight, bits, plan, bias), (grad, weight, bits, plan, input_size), (grad, input, bits, plan, kernel_size).
+def _size(operand: Any) -> list[int]:
+    return list(shape_of(operand)[2:])
+
+
+masked_conv2d: Product = multilinear(
+    "masked_conv2d",
+    {
+        0: lambda v, grad: masked_conv2d_input_grad(grad, v[1], v[2], v[3], _size(v[0]), *v[5:]),
+        1: lambda v, grad: masked_conv2d_weight_grad(grad, v[0], v[2], v[3], _size(v[1]), *v[5:]),
+    },
+    bias=4,
+    channel=1,
+)
+masked_conv2d_input_grad: Product = multilinear(
+    "masked_conv2d_input_grad",
+    {
+        0: lambda v, grad: masked_conv2d(grad, v[1], v[2], v[3], None, *v[5:]),
+        1: lambda v, grad: masked_conv2d_weight_grad(v[0], grad, v[2], v[3], _size(v[1]), *v[5:]),
+    },
+)
+masked_conv2d_weight_grad: Product = multilinear(
+    "masked_conv2d_weight_grad",
+    {
+        0: lambda v, grad: masked_conv2d(v[1], grad, v[2], v[3], None, *v[5:]),
+        1: lambda v, grad: masked_conv2d_input_grad(v[0], grad, v[2], v[3], _size(v[1]), *v[5:]),
+    },
+)
+
+# For callers that have seen that nothing is recorded, traced or transformed (`plain`).
+masked_conv2d_unrecorded = torch.ops.maskfuse.masked_conv2d_unrecorded.default._op
+
+vmap_samples("masked_conv2d", 0)
+vmap_samples("masked_conv2d_input_grad", 0)
+vmap_samples("masked_conv2d_weight_grad", -1)  # a sum over samples: one result each

@@ -1,0 +1,38 @@
+"""The definition of `masked_conv2d`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..mask import Mask
+
+
+def masked_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    mask: Mask | Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] | str = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    """`F.conv2d` with `where(mask, weight, 0)`, or with `weight * mask` for a floating mask.
+
+    Args:
+        input: `[batch, in, height, width]`, or without `batch`.
+        weight: `[out, in / groups, kernel_height, kernel_width]`.
+        mask: `Mask` or bool or 0/1 integer tensor of the weight's shape (binary), or floating tensor (real-valued).
+        bias: `[out]` or None.
+        stride, padding, dilation, groups: as `F.conv2d` has them.
+    """
+    if isinstance(mask, Mask):
+        mask = mask.dense()
+    if mask.is_floating_point():
+        effective = weight * mask
+    else:
+        # A masked weight takes no part even when it is NaN: 0 * NaN would.
+        effective = torch.where(mask.bool(), weight, torch.zeros((), dtype=weight.dtype))
+    return F.conv2d(input, effective, bias, stride, padding, dilation, groups)
