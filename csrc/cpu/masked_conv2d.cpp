@@ -143,8 +143,8 @@ void prepare(const MaskedConv& g, const ConvSchedule& s, void* shared) {
 void run_task(const MaskedConv& g, const ConvSchedule& s, int phase, int64_t index, void* shared, void* scratch) {
   const Grid& grid = s.phases[phase].grid;
   const int64_t m0 = index % grid.m_tasks * grid.m_step, n0 = index / grid.m_tasks * grid.n_step;
-  s.phases[phase].task(g, {&s, m0, std::min(m0 + grid.m_step, grid.m), n0, std::min(n0 + grid.n_step, grid.n), shared,
-                           scratch});
+  s.phases[phase].task(
+      g, {&s, m0, std::min(m0 + grid.m_step, grid.m), n0, std::min(n0 + grid.n_step, grid.n), shared, scratch});
 }
 
 }  // namespace maskfuse

@@ -46,6 +46,8 @@ struct MaskedConv {
   const Packed* packed;  // or null; forward only
   const void* bias;      // [out] or null; forward only
   bool library;          // whoever runs the problem has a library's convolution at hand
+
+  static constexpr size_t kPlanned = 3;  // tensors of an op's plan with a packed weight
 };
 
 // How the vector kernels cut output pixels into lanes: see masked_conv2d_strip.h.
@@ -64,8 +66,8 @@ struct Strips {
   int64_t strips() const { return units * parts; }
 };
 
-// Rows of the input that `rows` output rows read: those of one phase (dy dilation_h modulo stride_h) next to each other,
-// phase after phase. `first`, or null, takes the one that row 0 reads for each dy.
+// Rows of the input that `rows` output rows read: those of one phase (dy dilation_h modulo stride_h) next to each
+// other, phase after phase. `first`, or null, takes the one that row 0 reads for each dy.
 int64_t staged_rows(const ConvShape& shape, int64_t rows, int64_t* first);
 
 struct ConvSchedule;
@@ -86,8 +88,8 @@ inline constexpr int64_t kMostSlices = 8;
 
 struct MaskedConvKernels {
   // [dtype]
-  ConvTask values[2][4];  // forward, input_grad: first phase; n panels
-  ConvTask forward[4];    // m strips, n panels
+  ConvTask values[2][4];   // forward, input_grad: first phase; n panels
+  ConvTask forward[4];     // m strips, n panels
   ConvTask input_grad[4];  // m groups of images, n panels
   ConvTask offsets;        // weight_grad, first phase: n panels
   ConvTask sampled[4];     // m slices, n panels

@@ -9,7 +9,8 @@
 //       sums of the panel, from the bias on                sums are lines of the input's copies themselves
 //       for a chunk of columns (rows)                      lines: first-level cache
 //         for an entry: sums in registers += weight x line, for its list
-//       sums to the image                                  after the last block: lines, each shifted by its dx, are added
+//       sums to the image                                  after the last block: lines, each shifted by its dx, are
+//       added
 //                                                          to the image
 #pragma once
 
@@ -32,9 +33,7 @@ static inline MaskedGemm weight_problem(const MaskedConv& g) {
   return w;
 }
 
-static inline Tiles tiles_of(const MaskedConv& g) {
-  return Tiles(weight_problem(g), Part{});
-}
+static inline Tiles tiles_of(const MaskedConv& g) { return Tiles(weight_problem(g), Part{}); }
 
 // What is where in the memory of a call.
 struct ConvMemory {
@@ -127,11 +126,11 @@ static void conv_forward_task(const MaskedConv& g, const ConvPart& part) {
           Tile tile;
           for (int64_t c = 0; c < tiles.chunks(); ++c) {
             tiles.at(panel, c, tile);
-            accumulate_tile<V, kVectors, kUnit, false>(
-                tile, memory.offsets + (tile.columns - tiles.plan->columns),
-                x + (chunk_line(g, s, tile.column0) + block.row) * kUnit, nullptr, 0,
-                values + tiles.ordered(panel) + tile.value,
-                [&](int row) __attribute__((always_inline)) { return y + row * kPitch; });
+            accumulate_tile<V, kVectors, kUnit, false>(tile, memory.offsets + (tile.columns - tiles.plan->columns),
+                                                       x + (chunk_line(g, s, tile.column0) + block.row) * kUnit,
+                                                       nullptr, 0, values + tiles.ordered(panel) + tile.value,
+                                                       [&](int row)
+                                                           __attribute__((always_inline)) { return y + row * kPitch; });
           }
         });
         unstage<V, T>(g.output, to, block.row, block.rows, row0, tall, y);
@@ -160,8 +159,7 @@ static void round_sums(const MaskedConv& g, const typename V::S* sums, int64_t i
         for (int64_t k = 0; k < channels; k += W) {
           const int width = (int)min64(W, channels - k);
           typename V::Reg r[W];
-          for (int i = 0; i < W; ++i)
-            r[i] = i < width ? V::load_n(from + (k + i) * pixels + p, used) : V::zero();
+          for (int i = 0; i < W; ++i) r[i] = i < width ? V::load_n(from + (k + i) * pixels + p, used) : V::zero();
           V::transpose(r);
           for (int i = 0; i < used; ++i) V::store_n(to + (p + i) * apart + k, r[i], width);
         }

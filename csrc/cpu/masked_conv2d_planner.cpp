@@ -65,8 +65,8 @@ Work vector_work(Kernel kernel, const MaskedConv& g, const Strips& s) {
   const double strips = (double)(s.groups(c) * s.strips());
   // Units of lanes in all strips, those of which nothing is used among them.
   const double row = (double)(s.pointwise ? c.out_h * c.out_w : c.out_w), images = (double)std::min(s.images, c.batch);
-  const double units = (double)s.groups(c) * std::max(1.0, images * row / (double)s.unit) *
-                       (double)(s.pointwise ? 1 : c.out_h);
+  const double units =
+      (double)s.groups(c) * std::max(1.0, images * row / (double)s.unit) * (double)(s.pointwise ? 1 : c.out_h);
   const double shared = (double)(h.values - h.column_bytes) / 3, singles = (double)h.column_bytes - shared;
   w.count[kPhase] = kernel == Kernel::sampled ? 3 : 2;
   w.count[kLane] = strips * (double)c.in * (double)(s.copies * s.staged_rows) + units * (double)c.out;
@@ -113,7 +113,9 @@ Strips strips_of(const MaskedConv& g, int threads) {
     const int64_t rows = ceil_div(std::max<int64_t>(1, c.out_h), parts);
     cut(parts == 1 ? rows : round_up(rows, kBlockUnits));
     const bool fits = c.in * s.plane * kUnitBytes <= kStripBytes;
-    const bool enough = g.pass == Pass::input_grad || s.groups(c) * s.strips() >= 2 * threads;
+    // What a strip sums up must not depend on the number of threads: in weight_grad, everything.
+    const int64_t wanted = g.pass == Pass::forward ? 2 * threads : g.pass == Pass::weight_grad ? kMostSlices : 1;
+    const bool enough = s.groups(c) * s.strips() >= wanted;
     if (rows <= kBlockUnits || (fits && enough)) return s;
   }
 }
@@ -135,7 +137,9 @@ int candidates(const MaskedConv& g, Isa isa, int threads, Candidate* list) {
   const double* const rates = isa == Isa::avx512 ? kAvx512 : kAvx2;
   for (int i = 0; i < count; ++i) {
     Candidate& c = list[i];
-    c.work = c.kernel == Kernel::library ? library_work(g) : c.kernel == Kernel::naive ? Work{} : vector_work(c.kernel, g, s);
+    c.work = c.kernel == Kernel::library ? library_work(g)
+             : c.kernel == Kernel::naive ? Work{}
+                                         : vector_work(c.kernel, g, s);
     c.nanoseconds = 0;
     for (int r = 0; r < kRates; ++r)
       c.nanoseconds += c.work.count[r] * rates[r] / (r == kPhase || r == kCall ? 1 : threads);

@@ -1,5 +1,6 @@
 // Which kernel runs a masked convolution: the one with the least estimated time. See masked_linear_planner.h, whose
-// counts it shares; here a lane is a line of 64 bytes that is staged or stored, and a value's time holds its place's too.
+// counts it shares; here a lane is a line of 64 bytes that is staged or stored, and a value's time holds its place's
+// too.
 #pragma once
 
 #include "masked_conv2d.h"

@@ -6,9 +6,9 @@
 //   [image 0: x = 0 ... out_w - 1][image 1: x = 0 ... ] ...     row y
 //   |---- unit 0 ----|---- unit 1 ----| ...                     row y + 1
 //
-// The input is copied once for each dx, shifted so that what a lane of the output reads is in that lane: a tap is then a
-// line of the copy, `dy` rows further down. With a stride, rows that no output row reads together lie in ranges of their
-// own (phases), so that neighbouring output rows always read neighbouring lines:
+// The input is copied once for each dx, shifted so that what a lane of the output reads is in that lane: a tap is then
+// a line of the copy, `dy` rows further down. With a stride, rows that no output row reads together lie in ranges of
+// their own (phases), so that neighbouring output rows always read neighbouring lines:
 //
 //   input    [channel][copy: dx][staged row: phase, row][lane]       lanes outside the image hold zeros
 //   output   [channel][row][lane]
@@ -62,7 +62,7 @@ struct RowMap {
   int64_t rows;
   int64_t* places;  // [row][lane]
   Piece* pieces;
-  int32_t* first;  // [row][vector], and one more
+  int32_t* first;   // [row][vector], and one more
   uint32_t spread;  // bits at the pieces' step
 
   static size_t bytes(int64_t rows) {
@@ -243,8 +243,7 @@ static void unstage(const Image& image, const RowMap<V>& map, int64_t row, int64
       const int width = (int)min64(W, channels - c);
       for (int64_t v = 0; v < vectors; ++v) {
         typename V::Reg r[W];
-        for (int i = 0; i < W; ++i)
-          r[i] = i < width ? V::load(from + (c + i) * block * kUnit + v * W) : V::zero();
+        for (int i = 0; i < W; ++i) r[i] = i < width ? V::load(from + (c + i) * block * kUnit + v * W) : V::zero();
         V::transpose(r);
         const int64_t* const place = map.places + (first + v) * W;
         for (int i = 0; i < W; ++i)

@@ -4,7 +4,8 @@
 //   for a slice of the strips (any thread)
 //     for a strip: input and gradient in lanes
 //       for two blocks of rows, for a panel of the weight's rows, for a chunk of columns
-//         for an entry: the row of the gradient in registers times the lines of its list       sums += , in the order of the plan
+//         for an entry: the row of the gradient in registers times the lines of its list       sums += , in the order
+//         of the plan
 //   for a panel: sums of all slices, one slice after another, to their places
 #pragma once
 

@@ -70,6 +70,8 @@ struct MaskedGemm {
   void* c;
   int64_t c_ld;
   bool library;  // whoever runs the problem has a library at hand that multiplies full matrices
+
+  static constexpr size_t kPlanned = 6;  // tensors of an op's plan with a packed weight
 };
 
 enum class Kernel : int32_t {

@@ -22,8 +22,8 @@
 namespace maskfuse {
 namespace {
 
-// One row: kVectors sums, twice where registers allow, so that an addition need not wait for the one before. The line of
-// a column c begins kStep * c behind x: columns are numbers of lines, or their places (masked_conv2d_accumulate.h).
+// One row: kVectors sums, twice where registers allow, so that an addition need not wait for the one before. The line
+// of a column c begins kStep * c behind x: columns are numbers of lines, or their places (masked_conv2d_accumulate.h).
 template <class V, int kVectors, int kStep, class Column>
 static inline void accumulate_single(const typename V::S* x, const Column* columns, int length,
                                      const typename V::S* values, typename V::S* y) {
@@ -151,9 +151,9 @@ static void accumulate_panel(const MaskedGemm& g, const Tiles& tiles, int64_t pa
       tiles.at(panel, c, tile);
       const int64_t next = min64(tiles.chunk, tiles.columns - tile.column0 - tile.width);
       const S* const lines = x + tile.column0 * kPitch;
-      accumulate_tile<V, kVectors, kPitch, false>(tile, tile.columns, lines, (const char*)(lines + tile.width * kPitch),
-                                           next * kPitch * (int64_t)sizeof(S), values + tile.value,
-                                           [&](int row) __attribute__((always_inline)) { return y + row * kPitch; });
+      accumulate_tile<V, kVectors, kPitch, false>(
+          tile, tile.columns, lines, (const char*)(lines + tile.width * kPitch), next * kPitch * (int64_t)sizeof(S),
+          values + tile.value, [&](int row) __attribute__((always_inline)) { return y + row * kPitch; });
     }
   });
   from_lanes<V>(y, block.vectors, block.rows, tall, (T*)g.c + block.begin * g.c_ld + n, g.c_ld);

@@ -35,7 +35,8 @@ inline Tensor as_image(const Tensor& t) {
 }
 
 inline Image image_of(const Tensor& t) {
-  return {const_cast<void*>(t.const_data_ptr()), t.stride(0), t.stride(1), t.stride(2), t.size(3) <= 1 ? 1 : t.stride(3)};
+  return {const_cast<void*>(t.const_data_ptr()), t.stride(0), t.stride(1), t.stride(2),
+          t.size(3) <= 1 ? 1 : t.stride(3)};
 }
 
 }  // namespace maskfuse

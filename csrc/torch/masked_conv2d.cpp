@@ -18,8 +18,7 @@ struct Geometry {
 };
 
 void check_image(const Tensor& t, const char* op, const char* name) {
-  STD_TORCH_CHECK(t.dim() == 4, op, ": ", name, " must have shape [batch, channels, height, width], got ",
-                  shape_of(t));
+  STD_TORCH_CHECK(t.dim() == 4, op, ": ", name, " must have shape [batch, channels, height, width], got ", shape_of(t));
 }
 
 // Sizes of a convolution of images of in_h x in_w; throws where they do not fit.
@@ -54,6 +53,17 @@ void check_weight(const Tensor& weight, const char* op) {
                   shape_of(weight));
 }
 
+// What masked_conv2d_pack returned, behind the plan.
+void attach_ordered(MaskedConv& g, Operands& keep, const std::vector<Tensor>& plan, ScalarType type, const char* op) {
+  if (plan.size() <= kOrdered) return;
+  const Tensor& ordered = plan[kOrdered];
+  if (ordered.scalar_type() != sum_type(type)) return;  // packed in another dtype than a cast call runs in
+  STD_TORCH_CHECK(g.plan && ordered.dim() == 1 && ordered.is_contiguous() && ordered.size(0) == ordered_values(*g.plan),
+                  op, ": plan does not hold a packed weight of this mask");
+  keep.packed = {nullptr, nullptr, nullptr, ordered.const_data_ptr()};
+  g.packed = &keep.packed;
+}
+
 void run(const MaskedConv& g, const ConvSchedule& s) {
   Buffer once;
   Buffer& buffer = s.shared_bytes > kKeptBytes ? once : thread_shared();
@@ -80,7 +90,7 @@ Tensor forward(const char* op, const Tensor& input, const Tensor& weight, const 
   const Tensor w = as_contiguous(weight);
   g.weight = w.const_data_ptr(), g.weight_ld = g.shape.columns();
   attach_bits(g, keep, bits, plan, g.shape.out, g.shape.columns(), op);
-  attach_packed(g, keep, plan, weight.scalar_type(), g.shape.out, op);
+  attach_ordered(g, keep, plan, weight.scalar_type(), op);
   if (bias) {
     check_same_dtype(input, "input", *bias, "bias", op);
     check_shape(*bias, {g.shape.out}, op, "bias");
@@ -168,6 +178,22 @@ Tensor masked_conv2d_weight_grad(const Tensor& grad, const Tensor& input, const 
                      {stride, padding, dilation, groups});
 }
 
+// The active weights in the order of the plan; nothing where no kernel would read them.
+std::vector<Tensor> masked_conv2d_pack(const Tensor& weight, const Tensor& bits, const std::vector<Tensor>& plan) {
+  constexpr const char* kOp = "masked_conv2d_pack";
+  MaskedGemm g{};
+  Operands keep;
+  g.pass = Pass::forward;
+  g.dtype = dtype_of(weight, kOp, "weight");
+  check_weight(weight, kOp);
+  const Tensor w = as_contiguous(weight);
+  g.n = weight.size(0), g.k = weight.size(1) * weight.size(2) * weight.size(3);
+  g.b = w.const_data_ptr(), g.b_ld = g.k;
+  attach_bits(g, keep, bits, plan, g.n, g.k, kOp);
+  const Tensor ordered = ordered_weights(g, w);
+  return ordered.size(0) > 0 ? std::vector<Tensor>{ordered} : std::vector<Tensor>{};
+}
+
 // The kernels that could run a convolution, as masked_linear_candidates has them. `input_size` is [batch, in, h, w].
 std::string masked_conv2d_candidates(std::string pass, Ints input_size, Ints kernel_size, const Tensor& bits,
                                      const std::vector<Tensor>& plan, Ints stride, Ints padding, Ints dilation,
@@ -186,7 +212,7 @@ std::string masked_conv2d_candidates(std::string pass, Ints input_size, Ints ker
   g.shape = shape_of_conv({stride, padding, dilation, groups}, input_size[0], input_size[1], input_size[2],
                           input_size[3], bits.size(0), kernel_size[0], kernel_size[1], kOp);
   attach_bits(g, keep, bits, plan, g.shape.out, g.shape.columns(), kOp);
-  if (g.pass == Pass::forward) attach_packed(g, keep, plan, type, g.shape.out, kOp);
+  if (g.pass == Pass::forward) attach_ordered(g, keep, plan, type, kOp);
   Candidate list[kMostCandidates];
   return describe_candidates(list, candidates(g, isa_in_use(), (int)torch::stable::get_num_threads(), list));
 }
@@ -201,6 +227,7 @@ void prefer_masked_conv2d_kernel(std::string name) {
 STABLE_TORCH_LIBRARY_IMPL(maskfuse, CPU, m) {
   m.impl("masked_conv2d", TORCH_BOX(&maskfuse::masked_conv2d));
   m.impl("masked_conv2d_unrecorded", TORCH_BOX(&maskfuse::masked_conv2d));
+  m.impl("masked_conv2d_pack", TORCH_BOX(&maskfuse::masked_conv2d_pack));
   m.impl("masked_conv2d_input_grad", TORCH_BOX(&maskfuse::masked_conv2d_input_grad));
   m.impl("masked_conv2d_weight_grad", TORCH_BOX(&maskfuse::masked_conv2d_weight_grad));
 }

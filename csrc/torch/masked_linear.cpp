@@ -185,23 +185,6 @@ std::tuple<Tensor, Tensor> gated_linear_weight_grad(const Tensor& grad, const Te
   return {out, scores_grad};
 }
 
-// The weights of the plan's index in its order, for products of many rows; empty where that would be no less than
-// half of the matrix, or no kernel reads it.
-Tensor ordered_weights(MaskedGemm& g, const Tensor& weight) {
-  const bool wanted = g.plan && isa_in_use() != Isa::scalar && g.plan->header->values * 2 <= g.n * g.k;
-  Tensor ordered =
-      torch::stable::new_empty(weight, {wanted ? ordered_values(*g.plan) : 0}, sum_type(weight.scalar_type()));
-  if (!wanted) return ordered;
-  torch::stable::zero_(ordered);
-  const Task copy = masked_linear_kernels(isa_in_use())->values[0][(int)g.dtype];
-  void* const to = ordered.mutable_data_ptr();
-  const int64_t panel = g.plan->header->panel;
-  torch::stable::parallel_for(0, g.plan->panels(), 1, [&](int64_t begin, int64_t end) {
-    copy(g, {0, g.m, begin * panel, std::min(end * panel, g.n), panel, to, nullptr});
-  });
-  return ordered;
-}
-
 // The active weights alone: row after row, their columns where few are active, and where each row's begin; and in the
 // order of the plan.
 std::vector<Tensor> masked_linear_pack(const Tensor& weight, const Tensor& bits, const std::vector<Tensor>& plan) {

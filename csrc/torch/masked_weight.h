@@ -1,7 +1,8 @@
-// The masked weight of an op, as its problem takes it: bits, their plan, and what was packed. `Problem` is MaskedGemm or
-// MaskedConv.
+// The masked weight of an op, as its problem takes it: bits, their plan, and what was packed. `Problem` is MaskedGemm
+// or MaskedConv.
 #pragma once
 
+#include "../cpu/isa.h"
 #include "../cpu/masked_linear_planner.h"
 #include "tensor.h"
 
@@ -22,13 +23,15 @@ struct Operands {
 // The plan's parts in the list that ops take: the index of the mask, and of its transpose; and, where the weight was
 // packed, what masked_linear_pack returned.
 enum PlanPart { kIndex, kTransposedIndex, kPackedValues, kPackedColumns, kPackedRows, kOrderedValues, kParts };
+// What masked_conv2d_pack returned lies behind a convolution's.
+inline constexpr size_t kOrdered = 2;
 
 template <class Problem>
 void attach_plan(Problem& g, Operands& keep, const std::vector<Tensor>& plan, PlanPart part, int64_t rows,
                  int64_t columns, const char* op) {
   if (plan.empty()) return;
-  STD_TORCH_CHECK(plan.size() == kPackedValues || plan.size() == kParts, op,
-                  ": plan must have no tensors, 2, or 6 with a packed weight, got ", plan.size());
+  STD_TORCH_CHECK(plan.size() == kPackedValues || plan.size() == Problem::kPlanned, op,
+                  ": plan must have no tensors, 2, or ", Problem::kPlanned, " with a packed weight, got ", plan.size());
   const Tensor& t = plan[part];
   if (part == kTransposedIndex) std::swap(rows, columns);
   STD_TORCH_CHECK(t.scalar_type() == ScalarType::Byte && t.dim() == 1 && (t.size(0) <= 1 || t.stride(0) == 1) &&
@@ -38,7 +41,9 @@ void attach_plan(Problem& g, Operands& keep, const std::vector<Tensor>& plan, Pl
 }
 
 // What sums over products of a type are kept in.
-inline ScalarType sum_type(ScalarType type) { return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float; }
+inline ScalarType sum_type(ScalarType type) {
+  return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
 
 template <class Problem>
 void attach_packed(Problem& g, Operands& keep, const std::vector<Tensor>& plan, ScalarType type, int64_t out,
@@ -73,6 +78,23 @@ void attach_bits(Problem& g, Operands& keep, const Tensor& bits, const std::vect
   static const uint32_t none = 0;  // an empty mask has no storage, and null would mean "factors"
   if (g.bits == nullptr) g.bits = &none;
   attach_plan(g, keep, plan, g.pass == Pass::input_grad ? kTransposedIndex : kIndex, rows, columns, op);
+}
+
+// The weights of the plan's index in its order, for products of many rows; empty where that would be no less than
+// half of the matrix, or no kernel reads it.
+inline Tensor ordered_weights(MaskedGemm& g, const Tensor& weight) {
+  const bool wanted = g.plan && isa_in_use() != Isa::scalar && g.plan->header->values * 2 <= g.n * g.k;
+  Tensor ordered =
+      torch::stable::new_empty(weight, {wanted ? ordered_values(*g.plan) : 0}, sum_type(weight.scalar_type()));
+  if (!wanted) return ordered;
+  torch::stable::zero_(ordered);
+  const Task copy = masked_linear_kernels(isa_in_use())->values[0][(int)g.dtype];
+  void* const to = ordered.mutable_data_ptr();
+  const int64_t panel = g.plan->header->panel;
+  torch::stable::parallel_for(0, g.plan->panels(), 1, [&](int64_t begin, int64_t end) {
+    copy(g, {0, g.m, begin * panel, std::min(end * panel, g.n), panel, to, nullptr});
+  });
+  return ordered;
 }
 
 // A line each: name, estimated nanoseconds, then what was counted as name=count.

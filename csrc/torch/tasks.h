@@ -10,8 +10,8 @@
 
 namespace maskfuse {
 
-// Calls run(task, scratch) for tasks [0, tasks). Threads take them one by one, so that a task with more to do than others
-// holds nobody up; each has `scratch_bytes` to itself.
+// Calls run(task, scratch) for tasks [0, tasks). Threads take them one by one, so that a task with more to do than
+// others holds nobody up; each has `scratch_bytes` to itself.
 template <class Run>
 void run_tasks(int64_t tasks, size_t scratch_bytes, const Run& run) {
   if (tasks == 0) return;

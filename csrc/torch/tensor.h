@@ -48,9 +48,7 @@ inline Dtype dtype_of(ScalarType type, const char* op, const char* name) {
   STD_TORCH_CHECK(false, op, ": ", name, " must be float32, float64, bfloat16 or float16, got ", name_of(type));
 }
 
-inline Dtype dtype_of(const Tensor& t, const char* op, const char* name) {
-  return dtype_of(t.scalar_type(), op, name);
-}
+inline Dtype dtype_of(const Tensor& t, const char* op, const char* name) { return dtype_of(t.scalar_type(), op, name); }
 
 // The inverse.
 inline ScalarType scalar_type(Dtype dtype) {

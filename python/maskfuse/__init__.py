@@ -2,7 +2,9 @@
 
 from . import functional, nn, reference
 from .backends import use_backend
+from .functional.gated_conv2d import gated_conv2d
 from .functional.gated_linear import gated_linear
+from .functional.masked_conv2d import masked_conv2d
 from .functional.masked_linear import masked_linear
 from .info import build_info, explain
 from .mask import Mask
@@ -13,7 +15,9 @@ __all__ = [
     "build_info",
     "explain",
     "functional",
+    "gated_conv2d",
     "gated_linear",
+    "masked_conv2d",
     "masked_linear",
     "nn",
     "pack",

@@ -6,15 +6,15 @@ from typing import TypeVar
 
 from torch import nn
 
-from .nn import MaskedLinear
+from .nn._masked import MaskedLayer
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def _layers(model: nn.Module) -> list[MaskedLinear]:
+def _layers(model: nn.Module) -> list[MaskedLayer]:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
-    return [module for module in model.modules() if isinstance(module, MaskedLinear)]
+    return [module for module in model.modules() if isinstance(module, MaskedLayer)]
 
 
 def pack(model: Model) -> Model:

@@ -1,5 +1,6 @@
 """Drop-in twins of `torch.nn` layers."""
 
+from .masked_conv2d import MaskedConv2d
 from .masked_linear import MaskedLinear
 
-__all__ = ["MaskedLinear"]
+__all__ = ["MaskedConv2d", "MaskedLinear"]

@@ -19,9 +19,7 @@ Ints = Sequence[int]
 
 def output_size(size: Ints, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints) -> list[int]:
     """Height and width of a convolution's output, of [height, width] each."""
-    return [
-        (size[i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in range(len(kernel))
-    ]
+    return [(size[i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in range(len(kernel))]
 
 
 def _image(like: Tensor, shape: Ints) -> Tensor:

@@ -1,0 +1,120 @@
+"""`masked_conv2d`: a convolution whose weight is masked without a masked copy of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from .. import ops, reference
+from ..backends import choose, extend
+from ..mask import Mask
+from . import _backends as _backends
+from . import _check
+from ._conv import Geometry, Pair, check_weight, convolve
+
+
+def _kernels(
+    input: Tensor,
+    weight: Tensor,
+    mask: Mask | Tensor,
+    bias: Tensor | None,
+    geometry: Geometry,
+    packed: Sequence[Tensor] = (),
+) -> Tensor:
+    if not isinstance(mask, Mask):
+        return F.conv2d(input, weight * mask, bias, *geometry)
+    if mask.known_full:
+        return F.conv2d(input, weight, bias, *geometry)
+    plan = [*mask.plan, *packed] if geometry.groups == 1 else []
+    return ops.masked_conv2d(input, weight, mask.bits, plan, bias, *geometry)
+
+
+def _reference(
+    input: Tensor,
+    weight: Tensor,
+    mask: Mask | Tensor,
+    bias: Tensor | None,
+    geometry: Geometry,
+    packed: Sequence[Tensor] = (),
+) -> Tensor:
+    return reference.masked_conv2d(input, weight, mask, bias, *geometry)
+
+
+extend("cpu", {"masked_conv2d": _kernels})
+extend("reference", {"masked_conv2d": _reference})
+
+
+def masked_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    mask: Mask | Tensor,
+    bias: Tensor | None = None,
+    stride: Pair = 1,
+    padding: Pair | str = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Convolution with a masked weight: `F.conv2d(input, where(mask, weight, 0), bias, ...)`.
+
+    With a floating mask it is `F.conv2d(input, weight * mask, bias, ...)`. The weight's gradient is masked too, exactly
+    0 where the mask is. In the output the memory format of the input is kept: channels_last gives channels_last.
+
+    A weight under a binary mask does not contribute even when it is NaN or infinite; what non-finite *inputs* give
+    where they meet only masked weights is unspecified. Sums are float32 for the half types, else the type's own, and
+    bitwise the same for the same inputs and any number of threads, unless `explain` names the library: torch's own
+    convolution, which runs on a masked copy of the weight where that is faster, in groups, and for a floating mask.
+
+    Args:
+        input: `[batch, in, height, width]` or `[in, height, width]`, any strides, float32, float64, bfloat16 or
+            float16.
+        weight: `[out, in / groups, kernel_height, kernel_width]`, the input's dtype and device.
+        mask: of the weight's shape. `Mask`, bool or 0/1 integers: binary. Floating, of the weight's dtype: real-valued,
+            and given a gradient where it asks for one. A `Mask` saves packing the bits in every call, and brings the
+            index without which a masked weight costs what an unmasked one does.
+        bias: `[out]` or None.
+        stride, padding, dilation: one integer, or those of height and width; `padding` may be `"same"` or `"valid"`.
+        groups: parts that input and output channels are cut into.
+
+    Returns:
+        `[batch, out, out_height, out_width]`, or without `batch`, the input's dtype.
+
+    Raises:
+        TypeError: a dtype that is not named above, or dtypes that differ.
+        ValueError: shapes, devices or a geometry that do not fit.
+        RuntimeError: the backend asked for cannot run on the input's device.
+    """
+    return checked_masked_conv2d(input, weight, mask, bias, stride, padding, dilation, groups)
+
+
+def checked_masked_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    mask: Mask | Tensor,
+    bias: Tensor | None,
+    stride: Pair,
+    padding: Pair | str,
+    dilation: Pair,
+    groups: int,
+    packed: Sequence[Tensor] = (),
+) -> Tensor:
+    """`masked_conv2d` of a weight that may have been packed: `packed` is what the op `masked_conv2d_pack` gave."""
+    _check.floating(input, "input")
+    _check.floating(weight, "weight")
+    check_weight(weight)
+    binary = _check.mask_of(mask, weight)
+    soft = binary if isinstance(binary, Tensor) else None
+    input, weight, bias, soft = _check.autocast(input, weight, bias, soft)
+    effective = binary if soft is None else soft
+    run = choose("masked_conv2d", input.device.type).ops["masked_conv2d"]
+    return convolve(
+        lambda images, geometry: run(images, weight, effective, bias, geometry, packed),
+        input,
+        weight,
+        bias,
+        stride,
+        padding,
+        dilation,
+        groups,
+    )

@@ -1,0 +1,257 @@
+"""What masked layers have in common: the mask, how it is set, saved and moved, and packed weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..functional._check import mask_of
+from ..mask import Mask
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_KEY = "mask_bits"
+
+
+def _version(weight: Tensor) -> int | None:
+    """How often the weight was changed in place; None for inference tensors, which do not count."""
+    return None if weight.is_inference() else weight._version
+
+
+class MaskedLayer(nn.Module):
+    """A layer with a dense parameter `weight` and a binary mask on it; a base for `MaskedLinear` and its like.
+
+    Subclasses name the plain layer they are twins of, and what makes another one like it.
+    """
+
+    plain: ClassVar[type[nn.Module]]
+    weight: Any  # as the plain layer declares them
+    bias: Any
+
+    @staticmethod
+    def _arguments(layer: Any) -> dict[str, Any]:
+        """What a plain layer, or its twin, is made from, but for device and dtype."""
+        raise NotImplementedError
+
+    def _pack(self) -> list[Tensor]:
+        """The packed weight, as the op takes it behind the plan; empty where there is nothing to gain."""
+        raise NotImplementedError
+
+    def _set_up(self, mask: Mask | Tensor | None) -> None:
+        """What a constructor ends with."""
+        self._mask = self._placed(Mask.full(self.weight.shape))
+        self._retain = False
+        self._packed: list[Tensor] = []
+        self._packed_from: tuple[Tensor, int | None] | None = None  # the weight, and which state of it
+        if mask is not None:
+            self.set_mask(mask)
+
+    @classmethod
+    def from_dense(cls, layer: nn.Module, mask: Mask | Tensor | None = None) -> Self:
+        """A masked layer with copies of a plain layer's parameters, on its device, in its dtype and mode.
+
+        Without `mask` nothing is masked, or, where `layer` is masked itself, what it masks.
+
+        Raises:
+            TypeError: `layer` is not the plain layer that this is the twin of.
+        """
+        if not isinstance(layer, cls.plain):
+            raise TypeError(f"layer must be an nn.{cls.plain.__name__}, got {type(layer).__name__}")
+        # Made on meta so that no values are drawn from the random generator.
+        twin = cls(**cls._arguments(layer), device="meta", dtype=layer.weight.dtype)
+        _copy_parameters(layer, twin)
+        if isinstance(layer, MaskedLayer):
+            twin.set_mask(layer.mask, retain=layer._retain)
+        else:
+            twin._mask = twin._placed(twin._mask)
+        if mask is not None:
+            twin.set_mask(mask)
+        return twin
+
+    def to_dense(self) -> Any:
+        """A plain layer with the masked weight folded in; copies, nothing is shared."""
+        layer: Any = self.plain(**self._arguments(self), device="meta", dtype=self.weight.dtype)
+        _copy_parameters(self, layer)
+        if not self.weight.is_meta:
+            with torch.no_grad():
+                layer.weight.masked_fill_(~self._mask.dense(), 0)
+        return layer
+
+    @property
+    def mask_bits(self) -> Tensor:
+        """`mask.bits`, under the name of its entry in `state_dict`: some checkpointers look entries up."""
+        return self._mask.bits
+
+    @property
+    def mask(self) -> Mask:
+        """The current mask; change it with `set_mask`."""
+        return self._mask
+
+    def set_mask(self, mask: Mask | Tensor, retain: bool = False) -> None:
+        """Masks the weight anew and writes zero under the mask, or with `retain` keeps the values there.
+
+        Retained values contribute nothing and get no gradient; they come back when a later mask uncovers them. What
+        reads `weight` itself, as the fast path of `nn.TransformerEncoderLayer` in eval mode does, sees them.
+
+        Raises:
+            TypeError: no `Mask`, nor a bool or 0/1 integer tensor (a floating tensor is a real-valued mask:
+                the functions of `maskfuse` take it).
+            ValueError: the shape is not the weight's.
+        """
+        if isinstance(mask, Tensor):
+            if mask.is_floating_point():
+                raise TypeError(
+                    f"mask must be a Mask, bool or 0/1 integers, got a floating tensor {list(mask.shape)}; "
+                    "a layer's mask is binary"
+                )
+            mask = mask.to(self.weight.device) if not self.weight.is_meta else mask
+        elif isinstance(mask, Mask):
+            mask = self._placed(mask)
+        checked = mask_of(mask, self.weight)
+        assert isinstance(checked, Mask)
+        self.unpack()
+        self._mask = self._placed(checked)
+        self._retain = bool(retain)
+        self._zero_masked()
+
+    def reset_parameters(self) -> None:
+        """Draws weight and bias as the plain layer does; under the mask the weight is zero again."""
+        super().reset_parameters()  # type: ignore[misc]
+        if hasattr(self, "_mask"):  # not yet set while the plain layer's constructor runs
+            self.unpack()
+            self._zero_masked()
+
+    def pack(self) -> Self:
+        """Copies the active weights together; returns itself.
+
+        Calls need not collect them from the weight then: the copy, of at most half of the weights and in float32 for
+        half types, is kept in the order in which kernels walk the mask. A linear layer of which few weights are active
+        keeps a second one, and calls with at most 16 rows read nothing else (with more active, at most 8).
+        `packed_nbytes` says what they take.
+
+        For inference on the CPU. A weight that was replaced, changed in place or wrapped by a transform is noticed: the
+        call then reads the weight itself. Not noticed are a change through `weight.data`, and any change before
+        compiled code runs: call `unpack` then. `unpack`, `set_mask`, `load_state_dict`, `reset_parameters`, `train`
+        and every move or cast of the layer drop the copy. Elsewhere than on the CPU, and where every weight is active,
+        there is nothing to gain and nothing is packed.
+        """
+        self.unpack()
+        if self.weight.device.type == "cpu" and self._mask.plan:
+            self._packed = self._pack()
+            self._packed_from = (self.weight, _version(self.weight))
+        return self
+
+    def _packed_holds(self, weight: Tensor) -> bool:
+        """Whether `weight` is the one that was packed, and has not changed since."""
+        if self._packed_from is None:
+            return False
+        packed, version = self._packed_from
+        # Traced code cannot ask for a version.
+        return packed is weight and (version is None or torch.compiler.is_compiling() or version == weight._version)
+
+    def unpack(self) -> Self:
+        """Drops what `pack` copied; returns itself."""
+        self._packed = []
+        self._packed_from = None
+        return self
+
+    @property
+    def packed_nbytes(self) -> int:
+        """Bytes that the packed weight takes, 0 where there is none."""
+        return sum(t.numel() * t.element_size() for t in self._packed)
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets the mode, as `nn.Module.train` does; training drops the packed weight."""
+        if mode:
+            self.unpack()
+        return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles carry no packed weight."""
+        return {**self.__dict__, "_packed": [], "_packed_from": None}
+
+    def extra_repr(self) -> str:
+        """The plain layer's, with density and structure of the mask."""
+        return f"{super().extra_repr()}, density={self._mask.density:.4g}, structure={self._mask.structure}"
+
+    def _placed(self, mask: Mask) -> Mask:
+        # Bits have values, so they stay where they are while the parameters are on meta.
+        if self.weight.is_meta:
+            return mask
+        mask = mask.to(self.weight.device)
+        _ = mask.plan  # now, not inside a traced call
+        return mask
+
+    @torch.no_grad()
+    def _zero_masked(self) -> None:
+        if self._retain or self.weight.is_meta:
+            return
+        self.weight.masked_fill_(~self._mask.dense(), 0)
+
+    @torch.no_grad()
+    def _has_values_under_mask(self) -> bool:
+        return bool(self.weight.masked_fill(self._mask.dense(), 0).any())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # `fn` may cast or leave memory uninitialised (to_empty): the bits only follow the device.
+        super()._apply(fn, recurse)
+        self.unpack()
+        self._mask = self._placed(self._mask)
+        return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + _KEY] = self._mask.bits.clone()  # the mask may be shared, and must not change
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        self.unpack()
+        key = prefix + _KEY
+        saved = state_dict.get(key)
+        mask = self._mask
+        if saved is not None and not getattr(saved, "is_meta", False):
+            try:
+                mask = Mask.from_bits(saved, self.weight.shape)
+            except (TypeError, ValueError) as error:
+                error_msgs.append(f"{key}: {error}")
+                return  # nothing of this layer is loaded
+        errors = len(error_msgs)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        if key in unexpected_keys:
+            unexpected_keys.remove(key)
+        if len(error_msgs) > errors:
+            return
+        self._mask = self._placed(mask)
+        if self.weight.is_meta or self._retain or not self._has_values_under_mask():
+            return
+        if saved is not None:
+            self._retain = True  # so was the layer that was saved: what it kept is kept
+        elif local_metadata.get("assign_to_params_buffers", False):
+            # The parameter is now the caller's tensor, which is not ours to write to.
+            weight = self.weight.detach().masked_fill(~self._mask.dense(), 0)
+            self.weight = nn.Parameter(weight, requires_grad=self.weight.requires_grad)
+        else:
+            self._zero_masked()
+
+
+def _copy_parameters(layer: nn.Module, to: nn.Module) -> None:
+    for name in ("weight", "bias"):
+        parameter = getattr(layer, name)
+        if parameter is not None:
+            copy = nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
+            setattr(to, name, copy)
+    to.train(layer.training)

@@ -1,0 +1,81 @@
+"""`MaskedConv2d`: an `nn.Conv2d` part of whose weight is switched off."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..functional.masked_conv2d import checked_masked_conv2d
+from ..mask import Mask
+from ._masked import MaskedLayer
+
+
+class MaskedConv2d(MaskedLayer, nn.Conv2d):
+    """`nn.Conv2d` with a binary mask on its weight.
+
+    `weight` stays a dense parameter `[out_channels, in_channels / groups, kernel_height, kernel_width]`. Under the mask
+    it is zero, in value and in gradient, unless `set_mask(mask, retain=True)` keeps the values there; they contribute
+    nothing either way. The mask is saved and moved as `MaskedLinear`'s is.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype: as
+            in `nn.Conv2d`.
+        mask: `Mask`, bool or 0/1 integer tensor of the weight's shape; None masks nothing.
+    """
+
+    plain = nn.Conv2d
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        mask: Mask | Tensor | None = None,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+            device=device,
+            dtype=dtype,
+        )
+        self._set_up(mask)
+
+    @staticmethod
+    def _arguments(layer: Any) -> dict[str, Any]:
+        names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
+        rest = {"bias": layer.bias is not None, "padding_mode": layer.padding_mode}
+        return {name: getattr(layer, name) for name in names} | rest
+
+    def _pack(self) -> list[Tensor]:
+        if self.groups != 1:
+            return []
+        return torch.ops.maskfuse.masked_conv2d_pack(self.weight.detach(), self._mask.bits, self._mask.plan)
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """What `nn.Conv2d.forward` calls; `input` `[batch, in_channels, height, width]`, or without `batch`."""
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            padding = (0, 0)
+        packed = self._packed if self._packed and self._packed_holds(weight) else []
+        return checked_masked_conv2d(
+            input, weight, self._mask, bias, self.stride, padding, self.dilation, self.groups, packed
+        )

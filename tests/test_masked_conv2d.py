@@ -1,0 +1,328 @@
+"""masked_conv2d against the reference: geometries, structures, memory formats, dtypes, every kernel."""
+
+from __future__ import annotations
+
+import contextlib
+
+import maskfuse
+import pytest
+import torch
+from conftest import DTYPES, assert_sums_close
+from maskfuse import Mask, gated_conv2d, masked_conv2d, reference
+from torch.nn import functional as F
+
+OPS = torch.ops.maskfuse
+
+# batch, in, out, kernel, height, width, stride, padding, dilation
+GEOMETRIES = {
+    "3x3": (2, 33, 17, (3, 3), 9, 14, 1, 1, 1),
+    "1x1": (3, 70, 64, (1, 1), 5, 7, 1, 0, 1),
+    "1x1 of one pixel": (5, 70, 64, (1, 1), 1, 1, 1, 0, 1),
+    "1x1 with stride": (2, 64, 70, (1, 1), 9, 8, 2, 0, 1),
+    "1x1 with padding": (2, 64, 70, (1, 1), 3, 4, 1, 1, 1),
+    "one image": (1, 32, 16, (3, 3), 30, 20, 1, 1, 1),
+    "stride 2": (2, 16, 40, (3, 3), 15, 17, 2, 1, 1),
+    "stride 3 beyond the kernel": (2, 32, 40, (2, 2), 13, 16, 3, 0, 1),
+    "strides that differ": (2, 20, 30, (3, 3), 12, 12, (2, 1), (0, 2), 1),
+    "dilation": (2, 20, 30, (3, 3), 14, 13, 1, 2, 2),
+    "dilation and stride": (2, 20, 30, (3, 3), 14, 13, 2, 3, (3, 2)),
+    "even kernel": (2, 33, 40, (2, 4), 7, 9, 1, 1, 1),
+    "7x7": (1, 8, 20, (7, 7), 23, 20, 2, 3, 1),
+    "column kernel": (2, 40, 40, (3, 1), 8, 5, 1, (1, 0), 1),
+    "row kernel": (2, 40, 40, (1, 3), 8, 5, 1, (0, 1), 1),
+    "padding beyond the kernel": (2, 20, 30, (3, 3), 4, 4, 1, 4, 1),
+    "kernel larger than the image": (2, 20, 30, (5, 5), 2, 3, 1, 2, 1),
+    "one column": (3, 20, 30, (3, 3), 20, 1, 1, 1, 1),
+    "many small images": (9, 30, 20, (3, 3), 3, 3, 1, 1, 1),
+}
+STRUCTURES = {
+    "sparse": lambda shape: Mask.random(shape, 0.1),
+    "half": lambda shape: Mask.random(shape, 0.5),
+    "dense": lambda shape: Mask.random(shape, 0.9),
+    "channels": lambda shape: Mask.channels(shape, torch.rand(shape[0]) < 0.5, torch.rand(shape[1]) < 0.5),
+    "most channels": lambda shape: Mask.channels(shape, torch.rand(shape[0]) < 0.9, torch.rand(shape[1]) < 0.95),
+    "kernels": lambda shape: Mask.from_dense((torch.rand(*shape[:2], 1, 1) < 0.3).expand(shape)),
+    "empty": lambda shape: Mask.full(shape, active=False),
+    "full": lambda shape: Mask.full(shape),
+}
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+def operands(geometry, dtype=torch.float32, memory_format=torch.contiguous_format, groups=1):
+    batch, inp, out, kernel, height, width, *_ = geometry
+    x = torch.randn(batch, inp * groups, height, width).to(dtype).to(memory_format=memory_format)
+    return x, torch.randn(out * groups, inp, *kernel).to(dtype), torch.randn(out * groups).to(dtype)
+
+
+def check(x, w, mask, b, *geometry):
+    """Compares output and gradients, in the operands' dtype, with the reference in float64."""
+    x, w, b = (t.detach().requires_grad_() for t in (x, w, b))
+    y = masked_conv2d(x, w, mask, b, *geometry)
+    grad = torch.randn_like(y)
+    got = (y, *torch.autograd.grad(y, (x, w, b), grad))
+
+    def exact(*tensors):
+        x, w, b, grad = (t.detach().double().requires_grad_() for t in tensors)
+        y = reference.masked_conv2d(x, w, mask, b, *geometry)
+        return (y.detach(), *torch.autograd.grad(y, (x, w, b), grad))
+
+    want, magnitude = exact(x, w, b, grad), exact(x.abs(), w.abs(), b.abs(), grad.abs())
+    taps, pixels = w[0].numel(), y.shape[0] * y.shape[2] * y.shape[3]
+    for one, other, size, terms in zip(got, want, magnitude, (taps, taps * w.shape[0], pixels, pixels), strict=True):
+        assert one.shape == other.shape and one.dtype == x.dtype
+        # Plain PyTorch may sum half types in pieces of its own, each rounded.
+        assert_sums_close(one, other, size, x.dtype, terms, products_rounded=x.dtype.itemsize == 2)
+    assert not got[2][~mask.dense()].any()
+    return got
+
+
+@contextlib.contextmanager
+def preferring(kernel: str):
+    OPS.prefer_masked_conv2d_kernel(kernel)
+    try:
+        yield
+    finally:
+        OPS.prefer_masked_conv2d_kernel("")
+
+
+@pytest.fixture(params=["ours", "library"])
+def kernels(request):
+    """Our own kernels wherever there is one, or torch's."""
+    if request.param == "library":
+        with preferring("library"):
+            yield
+        return
+    with preferring("accumulate"):  # and, there being no other of our own, `sampled`
+        yield
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES.keys())
+@pytest.mark.parametrize("memory_format", FORMATS.values(), ids=FORMATS.keys())
+@pytest.mark.parametrize("kernel", ["accumulate", "sampled", "library"])
+def test_geometries(backend, geometry, memory_format, kernel):
+    x, w, b = operands(geometry, memory_format=memory_format)
+    with preferring(kernel):
+        check(x, w, Mask.random(w.shape, 0.3), b, *geometry[6:])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("make", STRUCTURES.values(), ids=STRUCTURES.keys())
+@pytest.mark.parametrize("name", ["3x3", "1x1", "stride 2"])
+def test_structures(backend, dtype, make, name):
+    geometry = GEOMETRIES[name]
+    for memory_format in FORMATS.values():
+        x, w, b = operands(geometry, dtype, memory_format)
+        for kernel in ("accumulate", "sampled", ""):
+            with preferring(kernel):
+                check(x, w, make(tuple(w.shape)), b, *geometry[6:])
+
+
+@pytest.mark.parametrize("groups", [2, 5])
+def test_groups(backend, groups):
+    geometry = GEOMETRIES["3x3"]
+    x, w, b = operands(geometry, groups=groups)
+    check(x, w, Mask.random(w.shape, 0.4), b, *geometry[6:], groups)
+
+
+def test_depthwise(backend):
+    x, w, b = torch.randn(2, 24, 9, 8), torch.randn(48, 1, 3, 3), torch.randn(48)
+    check(x, w, Mask.random(w.shape, 0.4), b, 1, 1, 1, 24)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("kernel", [(3, 3), (2, 4), (1, 1)])
+def test_named_padding(backend, padding, kernel):
+    x, w, b = torch.randn(2, 40, 6, 7), torch.randn(40, 40, *kernel), torch.randn(40)
+    check(x, w, Mask.random(w.shape, 0.3), b, 1, padding, 2 if kernel == (3, 3) else 1)
+
+
+@pytest.mark.parametrize("memory_format", FORMATS.values(), ids=FORMATS.keys())
+@pytest.mark.parametrize("kernel", ["accumulate", "library"])
+def test_memory_format_is_kept(memory_format, kernel):
+    geometry = GEOMETRIES["3x3"]
+    x, w, b = operands(geometry, memory_format=memory_format)
+    with preferring(kernel):
+        y, dx, dw, _ = check(x, w, Mask.random(w.shape, 0.3), b, *geometry[6:])
+    assert y.is_contiguous(memory_format=memory_format) and dx.is_contiguous(memory_format=memory_format)
+    assert dw.is_contiguous()
+
+
+def test_any_strides(backend):
+    geometry = GEOMETRIES["3x3"]
+    x, w, b = operands(geometry)
+    mask = Mask.random(w.shape, 0.3)
+    batch, inp, _, _, height, width, *_ = geometry
+    views = {
+        "transposed": torch.randn(batch, inp, width, height).transpose(2, 3),
+        "every other": torch.randn(2 * batch, 2 * inp, height, 2 * width)[::2, ::2, :, ::2],
+        "slice of channels_last": x.new_empty(batch, 2 * inp, height, width)
+        .normal_()
+        .to(memory_format=torch.channels_last)[:, :inp],
+        "expanded": torch.randn(batch, inp, 1, 1).expand(batch, inp, height, width),
+        "reversed dimensions": torch.randn(width, height, inp, batch).permute(3, 2, 1, 0),
+    }
+    with preferring("accumulate"):
+        for view in views.values():
+            check(view, w, mask, b, *geometry[6:])
+        check(x, w.to(memory_format=torch.channels_last), mask, b, *geometry[6:])
+        check(x, w.transpose(2, 3), mask, b, *geometry[6:])
+
+
+def test_an_expanded_gradient():
+    geometry = GEOMETRIES["3x3"]
+    x, w, b = operands(geometry)
+    mask = Mask.random(w.shape, 0.3)
+    gradients = []
+    for function in (masked_conv2d, reference.masked_conv2d):
+        leaf, weight = x.clone().requires_grad_(), w.clone().requires_grad_()
+        function(leaf, weight, mask, b, *geometry[6:]).sum().backward()
+        gradients.append((leaf.grad, weight.grad * mask.dense()))
+    for got, want in zip(*gradients, strict=True):
+        torch.testing.assert_close(got, want, atol=1e-3, rtol=1e-4)
+
+
+def test_without_a_batch_dimension(backend):
+    x, w, b = operands(GEOMETRIES["3x3"])
+    mask = Mask.random(w.shape, 0.3)
+    y = masked_conv2d(x[0], w, mask, b, padding=1)
+    assert y.shape == (17, 9, 14)
+    torch.testing.assert_close(y, masked_conv2d(x[:1], w, mask, b, padding=1)[0])
+
+
+@pytest.mark.parametrize("kernel", ["accumulate", "library"])
+def test_an_empty_batch(backend, kernel):
+    x, w, b = operands(GEOMETRIES["3x3"])
+    x, w = x[:0].requires_grad_(), w.requires_grad_()
+    with preferring(kernel):
+        y = masked_conv2d(x, w, Mask.random(w.shape, 0.3), b, padding=1)
+        assert y.shape == (0, 17, 9, 14)
+        y.sum().backward()
+    assert x.grad.shape == x.shape and not w.grad.any()
+
+
+def test_masked_nan_takes_no_part(backend):
+    x, w, b = operands(GEOMETRIES["3x3"])
+    for make in STRUCTURES.values():
+        mask = make(tuple(w.shape))
+        poisoned = w.masked_fill(~mask.dense(), torch.nan)
+        for kernel in ("accumulate", "library", ""):
+            with preferring(kernel):
+                assert masked_conv2d(x, poisoned, mask, b, padding=1).isfinite().all()
+                leaf = x.clone().requires_grad_()
+                masked_conv2d(leaf, poisoned, mask, b, padding=1).sum().backward()
+                assert leaf.grad.isfinite().all()
+
+
+def test_a_sample_with_nan_spoils_no_other():
+    x, w, b = operands(GEOMETRIES["many small images"])
+    mask = Mask.random(w.shape, 0.3)
+    with preferring("accumulate"):
+        want = masked_conv2d(x, w, mask, b, padding=1)
+        x[4] = torch.nan
+        got = masked_conv2d(x, w, mask, b, padding=1)
+    others = torch.arange(len(x)) != 4
+    assert torch.equal(got[others], want[others]) and got[4].isnan().any()
+
+
+def test_same_bits_for_any_number_of_threads():
+    x, w, b = operands((4, 40, 70, (3, 3), 15, 14))
+    mask = Mask.random(w.shape, 0.2)
+    before, results = torch.get_num_threads(), []
+    try:
+        with preferring("accumulate"):
+            for threads in (1, 2, 3, 8, 1):
+                torch.set_num_threads(threads)
+                leaf, weight = x.clone().requires_grad_(), w.clone().requires_grad_()
+                y = masked_conv2d(leaf, weight, mask, b, padding=1)
+                y.pow(2).sum().backward()
+                results.append((y.detach(), leaf.grad, weight.grad))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(one, two) for one, two in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["bool", "int", "soft"])
+def test_masks_as_tensors(backend, kind):
+    x, w, b = operands(GEOMETRIES["stride 2"])
+    mask = torch.rand(w.shape) if kind == "soft" else torch.rand(w.shape) < 0.4
+    mask = mask.int() if kind == "int" else mask
+    got, want = (f(x, w, mask, b, 2, 1) for f in (masked_conv2d, reference.masked_conv2d))
+    torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+
+
+def test_soft_masks_and_gates_get_gradients(backend):
+    x, w, b = operands(GEOMETRIES["stride 2"])
+    scores = torch.randn(w.shape)
+    for ours, theirs in ((masked_conv2d, reference.masked_conv2d), (gated_conv2d, reference.gated_conv2d)):
+        gradients = []
+        for function in (ours, theirs):
+            leaves = [t.clone().requires_grad_() for t in (x, w, scores, b)]
+            function(*leaves, 2, 1).pow(2).sum().backward()
+            gradients.append([t.grad for t in leaves])
+        for got, want in zip(*gradients, strict=True):
+            torch.testing.assert_close(got, want, atol=1e-2, rtol=1e-4)
+
+
+def test_large_images_are_cut_into_strips():
+    # More rows than a strip has, and more channels than leave a strip in cache.
+    x, w, b = operands((1, 300, 20, (3, 3), 45, 35))
+    with preferring("accumulate"):
+        check(x, w, Mask.random(w.shape, 0.05), b, 1, 1)
+
+
+BAD = {
+    "integer input": (lambda x, w, m: (x.int(), w, m), TypeError, "input must be float32"),
+    "weight of three dimensions": (lambda x, w, m: (x, w[0], m), ValueError, r"weight must have shape \[out, in"),
+    "channels": (lambda x, w, m: (x[:, :5], w, m), ValueError, r"input must have shape \[batch, 8, .* \[2, 5, 6, 6\]"),
+    "dimensions": (lambda x, w, m: (x[0, 0], w, m), ValueError, r"input must have shape"),
+    "mask": (lambda x, w, m: (x, w, m[:3]), ValueError, r"mask must have the shape of weight, \[4, 8, 3, 3\]"),
+    "bias": (lambda x, w, m: (x, w, m, torch.zeros(3)), ValueError, r"bias must have shape \[4\], got"),
+    "dtypes": (lambda x, w, m: (x.double(), w, m), TypeError, "input and weight must have one dtype"),
+    "stride": (lambda x, w, m: (x, w, m, None, 0), ValueError, "stride must be an integer or two of them, at least 1"),
+    "three strides": (lambda x, w, m: (x, w, m, None, (1, 1, 1)), ValueError, "stride must be"),
+    "padding": (lambda x, w, m: (x, w, m, None, 1, -1), ValueError, "padding must be .* at least 0"),
+    "named padding": (lambda x, w, m: (x, w, m, None, 1, "full"), ValueError, "'valid' or 'same', got 'full'"),
+    "same with stride": (lambda x, w, m: (x, w, m, None, 2, "same"), ValueError, "needs a stride of 1"),
+    "dilation": (lambda x, w, m: (x, w, m, None, 1, 0, 4), ValueError, "exceed the padded input"),
+    "groups": (lambda x, w, m: (x, w, m, None, 1, 0, 1, 3), ValueError, "groups must be a divisor of the 4 output"),
+}
+
+
+@pytest.mark.parametrize(("make", "error", "message"), BAD.values(), ids=BAD.keys())
+def test_bad_input(make, error, message):
+    arguments = make(torch.randn(2, 8, 6, 6), torch.randn(4, 8, 3, 3), torch.ones(4, 8, 3, 3, dtype=torch.bool))
+    with pytest.raises(error, match=message):
+        masked_conv2d(*arguments)
+
+
+def test_ops_refuse_what_does_not_fit():
+    x, w, b = operands(GEOMETRIES["3x3"])
+    mask = Mask.random(w.shape, 0.3)
+    one = [1, 1]
+    other = Mask.random((17, 33, 1, 9), 0.3).bits[:, :5]
+    for arguments, message in (
+        ((x, w, other, [], None, one, one, one, 1), "bits must have shape"),
+        ((x, w, mask.bits, mask.plan[:1], None, one, one, one, 1), "plan must have no tensors"),
+        ((x, w, mask.bits, mask.plan[::-1], None, one, one, one, 1), r"plan\[0\] is not the plan"),
+        ((x, w, mask.bits, [], None, [1], one, one, 1), "stride must be two integers"),
+        ((x, w, mask.bits, [], b[:3], one, one, one, 1), "bias must have shape"),
+        ((x[:, 1:], w, mask.bits, [], None, one, one, one, 1), "does not fit weight"),
+        ((x.double(), w, mask.bits, [], None, one, one, one, 1), "same dtype"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            OPS.masked_conv2d(*arguments)
+    with pytest.raises(RuntimeError, match="grad must have shape"):
+        OPS.masked_conv2d_input_grad(x, w, mask.bits, [], [9, 14], one, one, one, 1)
+    with pytest.raises(RuntimeError, match="there is no kernel"):
+        OPS.prefer_masked_conv2d_kernel("fast")
+
+
+def test_backends(monkeypatch):
+    x, w, _ = operands(GEOMETRIES["3x3"])
+    mask = Mask.random(w.shape, 0.3)
+    want = masked_conv2d(x, w, mask, padding=1)
+    with maskfuse.use_backend("reference"):
+        torch.testing.assert_close(masked_conv2d(x, w, mask, padding=1), want, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(F.conv2d(x, w * mask.dense(), padding=1), want, atol=1e-4, rtol=1e-4)
