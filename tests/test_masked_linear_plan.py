@@ -186,7 +186,7 @@ def test_a_plan_is_small(density):
 def test_who_has_a_plan():
     assert Mask.full((OUT, IN)).plan == []  # every weight active
     assert Mask.random((16, 16), 0.5).plan == []  # too small to gain
-    assert Mask.random((64, 8, 3, 3), 0.5).plan == []  # no linear layer's
+    assert Mask.random((64, 80, 3), 0.5).plan == []  # neither a linear layer's nor an image's
     mask = Mask.random((OUT, IN), 0.5)
     assert len(mask.plan) == 2 and mask.plan is mask.plan
     assert copy.deepcopy(mask).plan is mask.plan

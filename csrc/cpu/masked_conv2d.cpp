@@ -35,7 +35,7 @@ struct Layout {
 };
 
 // Where lanes of `rows` rows come from, by masked_conv2d_strip.h's RowMap.
-int64_t map_bytes(int64_t rows, int64_t unit) { return rows * unit * 24 + rows * 2 * 4 + 128; }
+int64_t map_bytes(int64_t rows, int64_t unit) { return rows * unit * 24 + rows * 2 * 44 + 64; }
 
 void schedule_vectors(ConvSchedule& s, const MaskedConv& g, const MaskedConvKernels& table, int threads) {
   const ConvShape& c = g.shape;
@@ -64,7 +64,7 @@ void schedule_vectors(ConvSchedule& s, const MaskedConv& g, const MaskedConvKern
   } else if (g.pass == Pass::forward) {
     s.phases[0] = {table.values[0][d], grid_of(1, panels, 1, 1)};
     s.phases[1] = {table.forward[d], grid_of(strips, panels, 1, panel_step(strips, panels, 1, threads))};
-    sums = panel * kBlockUnits * s.strips.unit;
+    out = std::min(s.phases[1].grid.n_step * panel, c.out);
   } else {
     // Tasks have whole channels.
     const int64_t step = panel % c.taps() == 0 ? panel_step(groups, panels, 2, threads) : panels;
@@ -78,8 +78,8 @@ void schedule_vectors(ConvSchedule& s, const MaskedConv& g, const MaskedConvKern
   s.input_at = scratch.add(in * s.strips.plane * kUnitBytes + 256);
   s.output_at = scratch.add(out * s.strips.out_plane * kUnitBytes + 256);
   s.panel_at = scratch.add(sums * element + 256);
-  s.map_at = scratch.add(map_bytes(s.strips.copies * s.strips.staged_rows, s.strips.unit) +
-                         map_bytes(s.strips.rows, s.strips.unit));
+  s.map_at = scratch.add(map_bytes(s.strips.copies * s.strips.wide * s.strips.staged_rows, s.strips.unit) +
+                         map_bytes(s.strips.wide * s.strips.rows, s.strips.unit));
   s.scratch_bytes = scratch.bytes;
 }
 
@@ -137,7 +137,7 @@ void prepare(const MaskedConv& g, const ConvSchedule& s, void* shared) {
   for (int64_t channel = 0; channel < c.in; ++channel)
     for (int64_t dy = 0; dy < c.kernel_h; ++dy)
       for (int64_t dx = 0; dx < c.kernel_w; ++dx)
-        *line++ = (int32_t)(channel * strips.plane + dx * strips.staged_rows + first[dy]);
+        *line++ = (int32_t)(channel * strips.plane + dx * strips.wide * strips.staged_rows + first[dy]);
 }
 
 void run_task(const MaskedConv& g, const ConvSchedule& s, int phase, int64_t index, void* shared, void* scratch) {

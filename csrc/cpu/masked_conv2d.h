@@ -52,18 +52,18 @@ struct MaskedConv {
 
 // How the vector kernels cut output pixels into lanes: see masked_conv2d_strip.h.
 struct Strips {
-  bool pointwise;       // one tap: rows of a strip are pixels one after another, whatever image row they are in
-  int64_t unit;         // lanes
-  int64_t images;       // that share units: all of them, or a group's, whose units no other group has
-  int64_t units;        // of a group
-  int64_t rows, parts;  // output rows a strip; strips a unit
-  int64_t staged_rows;  // input rows a strip and a copy: what its output rows read
-  int64_t copies;       // of the input, one a dx
-  int64_t plane;        // lines a channel: copies * staged_rows, made odd where the cache wants it
-  int64_t out_plane;    // lines a channel of a strip of the output: `rows`
+  bool pointwise;        // one tap: rows of a strip are pixels one after another, whatever image row they are in
+  int64_t unit;          // lanes
+  int64_t images;        // that share units: all of them, or a group's, whose units no other group has
+  int64_t wide, across;  // units a strip; strips side by side in a group
+  int64_t rows, parts;   // output rows a strip; strips below one another
+  int64_t staged_rows;   // lines a unit and a copy: the input rows that a strip's output rows read
+  int64_t copies;        // of the input, one a dx
+  int64_t plane;         // lines a channel: copies * wide * staged_rows, made odd for the cache's sake
+  int64_t out_plane;     // lines a channel of a strip of the output: wide * rows, likewise
 
   int64_t groups(const ConvShape& s) const { return images > 0 ? (s.batch + images - 1) / images : 0; }
-  int64_t strips() const { return units * parts; }
+  int64_t strips() const { return across * parts; }
 };
 
 // Rows of the input that `rows` output rows read: those of one phase (dy dilation_h modulo stride_h) next to each

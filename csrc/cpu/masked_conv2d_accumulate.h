@@ -94,6 +94,12 @@ static void conv_values_task(const MaskedConv& g, const ConvPart& part) {
 // Part: n panels.
 static void conv_offsets_task(const MaskedConv& g, const ConvPart& part) { find_offsets(g, part, tiles_of(g)); }
 
+// Lines of a block, from those of the whole strip on.
+static inline int64_t block_line(const Strips& s, const RowBlock& block) {
+  return block.unit * s.staged_rows + block.row;
+}
+static inline int64_t out_block_line(const Strips& s, const RowBlock& block) { return block.unit * s.rows + block.row; }
+
 // Part: m strips, n panels.
 template <class V, class T>
 static void conv_forward_task(const MaskedConv& g, const ConvPart& part) {
@@ -103,39 +109,40 @@ static void conv_forward_task(const MaskedConv& g, const ConvPart& part) {
   const ConvMemory memory(part);
   const Tiles tiles = tiles_of(g);
   const S* const values = g.packed && g.packed->ordered ? (const S*)g.packed->ordered : (const S*)memory.values;
-  S *const x = (S*)memory.input, *const y = (S*)memory.panel;
+  S *const x = (S*)memory.input, *const y = (S*)memory.output;
+  const int64_t row0 = part.n0 * tiles.panel, row1 = min64(part.n1 * tiles.panel, tiles.rows);
   for (int64_t m = part.m0; m < part.m1; ++m) {
     const Strip strip = strip_at<V>(g, s, m / s.strips(), m % s.strips());
     if (strip.rows == 0) continue;
-    RowMap<V> from(s.copies * s.staged_rows, memory.map);
-    RowMap<V> to(s.rows, memory.map + RowMap<V>::bytes(from.rows));
+    RowMap<V> from(s.copies * s.wide * s.staged_rows, g.input.x * g.shape.stride_w, memory.map);
+    RowMap<V> to(s.wide * s.rows, g.output.x, memory.map + RowMap<V>::bytes(from.rows));
     input_places<V>(g, s, strip, memory.lines, from);
     output_places<V>(g, s, strip, to);
-    const bool first = m == part.m0;
-    stage<V, T>(g.input, from, 0, g.shape.in, g.plan->column_pattern, g.shape.taps(), s.plane, first, x);
-    for (int64_t b = 0; b < row_blocks(strip.rows); ++b) {
-      const RowBlock block = row_block(strip.rows, b);
+    stage<V, T>(g.input, from, 0, g.shape.in, g.plan->column_pattern, g.shape.taps(), s.plane, m == part.m0, x);
+    for (int64_t r = row0; r < row1; ++r) {
+      const auto start = g.bias ? V::set1((S)widen((const T*)g.bias + r)) : V::zero();
+      S* const lines = y + (r - row0) * s.out_plane * kUnit;
+      for (int64_t i = 0; i < s.out_plane * kUnit; i += V::W) V::store(lines + i, start);
+    }
+    for (int64_t b = 0; b < row_blocks(strip); ++b) {
+      const RowBlock block = row_block(strip, b);
       for (int64_t panel = part.n0; panel < part.n1; ++panel) {
-        const int64_t row0 = panel * tiles.panel, tall = min64(tiles.panel, tiles.rows - row0);
-        for (int64_t r = 0; r < tall; ++r) {
-          const auto start = g.bias ? V::set1((S)widen((const T*)g.bias + row0 + r)) : V::zero();
-          for (int i = 0; i < block.rows * kUnit; i += V::W) V::store(y + r * block.rows * kUnit + i, start);
-        }
+        S* const first = y + ((panel * tiles.panel - row0) * s.out_plane + out_block_line(s, block)) * kUnit;
         for_vectors<V>(block.rows * kUnit / V::W, [&](auto number) {
-          constexpr int kVectors = decltype(number)::value, kPitch = kVectors * V::W;
+          constexpr int kVectors = decltype(number)::value;
           Tile tile;
           for (int64_t c = 0; c < tiles.chunks(); ++c) {
             tiles.at(panel, c, tile);
-            accumulate_tile<V, kVectors, kUnit, false>(tile, memory.offsets + (tile.columns - tiles.plan->columns),
-                                                       x + (chunk_line(g, s, tile.column0) + block.row) * kUnit,
-                                                       nullptr, 0, values + tiles.ordered(panel) + tile.value,
-                                                       [&](int row)
-                                                           __attribute__((always_inline)) { return y + row * kPitch; });
+            accumulate_tile<V, kVectors, kUnit, false>(
+                tile, memory.offsets + (tile.columns - tiles.plan->columns),
+                x + (chunk_line(g, s, tile.column0) + block_line(s, block)) * kUnit, nullptr, 0,
+                values + tiles.ordered(panel) + tile.value,
+                [&](int row) __attribute__((always_inline)) { return first + row * s.out_plane * kUnit; });
           }
         });
-        unstage<V, T>(g.output, to, block.row, block.rows, row0, tall, y);
       }
     }
+    unstage<V, T>(g.output, to, row0, row1 - row0, s.out_plane, y);
   }
 }
 
@@ -185,33 +192,37 @@ static void conv_input_grad_task(const MaskedConv& g, const ConvPart& part) {
   const Tiles tiles = tiles_of(g);
   const S* const values = (const S*)memory.values;
   const uint32_t* const in_pattern = g.plan->row_pattern;
-  S *const dx = (S*)memory.input, *const dy = (S*)memory.output, *const sums = (S*)memory.panel;
+  S *const dx = (S*)memory.input, *const dy = (S*)memory.output;
   const int64_t pixels = c.in_h * c.in_w;
+  // Sums are kept in the image itself where it takes them as they are.
+  const bool in_place = sizeof(T) == sizeof(S) && g.input.x == 1 && g.input.y == c.in_w && g.input.c == pixels;
   const int64_t begin = channel_of(g, part.n0 * tiles.panel);
   const int64_t end = channel_of(g, min64(part.n1 * tiles.panel, tiles.rows)), channels = end - begin;
+  __builtin_memset(dx, 0, (size_t)(channels * s.plane * kUnit) * sizeof(S));
   for (int64_t group = part.m0; group < part.m1; ++group) {
     const int64_t image0 = group * s.images, images = min64(s.images, c.batch - image0);
-    __builtin_memset(sums, 0, (size_t)(images * channels * pixels) * sizeof(S));
-    // Where the strip's lanes are among the sums: as in the image, were it stored as they are.
+    S* const sums = in_place ? (S*)g.input.data + image0 * g.input.n + begin * pixels : (S*)memory.panel;
+    const int64_t apart = in_place ? g.input.n : channels * pixels;
+    for (int64_t n = 0; n < images; ++n) __builtin_memset(sums + n * apart, 0, (size_t)(channels * pixels) * sizeof(S));
+    // Where the strip's lanes are among the sums.
     MaskedConv local = g;
-    local.input = {sums, channels * pixels, pixels, c.in_w, 1};
+    local.input = {sums, apart, pixels, c.in_w, 1};
     for (int64_t m = 0; m < s.strips(); ++m) {
       const Strip strip = strip_at<V>(g, s, group, m);
       if (strip.rows == 0) continue;
-      RowMap<V> to(s.copies * s.staged_rows, memory.map);
-      RowMap<V> from(s.rows, memory.map + RowMap<V>::bytes(to.rows));
+      RowMap<V> to(s.copies * s.wide * s.staged_rows, c.stride_w, memory.map);
+      RowMap<V> from(s.wide * s.rows, g.output.x, memory.map + RowMap<V>::bytes(to.rows));
       Strip inside = strip;
       inside.image = 0;
       input_places<V>(local, s, inside, memory.lines, to);
       output_places<V>(g, s, strip, from);
       stage<V, T>(g.output, from, 0, c.out, g.plan->column_pattern, 1, s.out_plane, m == 0 && group == part.m0, dy);
-      __builtin_memset(dx, 0, (size_t)(channels * s.plane * kUnit) * sizeof(S));
       // Rows of taps below one another share lines.
-      for (int64_t b = 0; b < row_blocks(strip.rows); ++b) {
-        const RowBlock block = row_block(strip.rows, b);
+      for (int64_t b = 0; b < row_blocks(strip); ++b) {
+        const RowBlock block = row_block(strip, b);
         for (int64_t panel = part.n0; panel < part.n1; ++panel) {
           const int32_t* const lines = memory.lines + panel * tiles.panel;
-          S* const first = dx + (block.row - begin * s.plane) * kUnit;
+          S* const first = dx + (block_line(s, block) - begin * s.plane) * kUnit;
           for_vectors<V>(block.rows * kUnit / V::W, [&](auto number) {
             constexpr int kVectors = decltype(number)::value;
             Tile tile;
@@ -219,7 +230,7 @@ static void conv_input_grad_task(const MaskedConv& g, const ConvPart& part) {
               tiles.at(panel, k, tile);
               accumulate_tile<V, kVectors, kUnit, true>(
                   tile, memory.offsets + (tile.columns - tiles.plan->columns),
-                  dy + (chunk_line(g, s, tile.column0) + block.row) * kUnit, nullptr, 0,
+                  dy + (chunk_line(g, s, tile.column0) + out_block_line(s, block)) * kUnit, nullptr, 0,
                   values + tiles.ordered(panel) + tile.value,
                   [&](int row) __attribute__((always_inline)) { return first + (int64_t)lines[row] * kUnit; });
             }
@@ -228,12 +239,16 @@ static void conv_input_grad_task(const MaskedConv& g, const ConvPart& part) {
       }
       for (int64_t channel = begin; channel < end; ++channel) {
         if (!channel_is_active(in_pattern, channel, c.taps())) continue;
-        const S* const from_lines = dx + (channel - begin) * s.plane * kUnit;
+        S* const from_lines = dx + (channel - begin) * s.plane * kUnit;
         S* const to_sums = sums + (channel - begin) * pixels;
-        for (int64_t v = 0; v < to.rows * to.kVectors; ++v) to.add(to_sums, v, V::load(from_lines + v * V::W));
+        for (int64_t v = 0; v < to.rows * to.kVectors; ++v) {
+          const auto value = V::load(from_lines + v * V::W);
+          V::store(from_lines + v * V::W, V::zero());  // for the next strip
+          to.in_spans ? to.add_spans(to_sums, v, value) : to.add(to_sums, v, value);
+        }
       }
     }
-    round_sums<V, T>(g, sums, image0, images, begin, end);
+    if (!in_place) round_sums<V, T>(g, sums, image0, images, begin, end);
   }
 }
 

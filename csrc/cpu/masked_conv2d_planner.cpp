@@ -23,8 +23,8 @@ std::atomic<int> preferred{-1};
 
 int64_t element_bytes(const MaskedConv& g) { return g.dtype == Dtype::f64 ? 8 : 4; }
 
-// Bytes of a strip of the input that leave the second-level cache to the weight.
-constexpr int64_t kStripBytes = int64_t{512} << 10;
+// Bytes of a strip's input and output that leave some of the second-level cache to the weight, and units across.
+constexpr int64_t kStripBytes = int64_t{1} << 20, kMostWide = 4;
 
 // Images of a group for input_grad: as few as waste next to no lanes.
 int64_t images_a_group(const ConvShape& c, int64_t unit, bool pointwise) {
@@ -69,7 +69,7 @@ Work vector_work(Kernel kernel, const MaskedConv& g, const Strips& s) {
       (double)s.groups(c) * std::max(1.0, images * row / (double)s.unit) * (double)(s.pointwise ? 1 : c.out_h);
   const double shared = (double)(h.values - h.column_bytes) / 3, singles = (double)h.column_bytes - shared;
   w.count[kPhase] = kernel == Kernel::sampled ? 3 : 2;
-  w.count[kLane] = strips * (double)c.in * (double)(s.copies * s.staged_rows) + units * (double)c.out;
+  w.count[kLane] = strips * (double)c.in * (double)(s.copies * s.wide * s.staged_rows) + units * (double)c.out;
   w.count[kEntry] = (double)h.row_bytes * units;
   if (kernel == Kernel::sampled) {
     w.count[kSample] = (singles + 4 * shared) * units;
@@ -96,27 +96,38 @@ Strips strips_of(const MaskedConv& g, int threads) {
   s.images = g.pass == Pass::input_grad ? images_a_group(c, s.unit, s.pointwise) : std::max<int64_t>(1, c.batch);
   s.copies = c.kernel_w;
   const int64_t row = s.pointwise ? c.out_h * c.out_w : c.out_w, images = std::min(s.images, c.batch);
-  s.units = ceil_div(images * row, s.unit);
+  const int64_t units = ceil_div(images * row, s.unit);
   const auto cut = [&](int64_t rows) {
     s.rows = rows;
-    s.parts = ceil_div(std::max<int64_t>(1, c.out_h), rows);
-    s.staged_rows = staged_rows(c, rows, nullptr) | 1;
-    s.plane = s.copies * s.staged_rows | 1;
-    s.out_plane = rows | 1;
+    s.parts = s.pointwise ? 1 : ceil_div(std::max<int64_t>(1, c.out_h), rows);
+    s.across = ceil_div(units, s.pointwise ? rows : s.wide);
+    // Odd numbers of lines from channel to channel spread over all of the cache; a block is contiguous by itself.
+    s.staged_rows = staged_rows(c, rows, nullptr);
+    if (!s.pointwise) s.staged_rows |= 1;
+    const int64_t odd = rows > kBlockUnits || s.wide > 1 || s.copies > 1 || s.staged_rows > kBlockUnits;
+    s.plane = s.copies * s.wide * s.staged_rows | odd;
+    s.out_plane = s.wide * rows | odd;
   };
+  const auto bytes = [&] { return (c.in * s.plane + c.out * s.out_plane) * kUnitBytes; };
+  // What a strip sums up must not depend on the number of threads: in weight_grad, everything.
+  const int64_t wanted = g.pass == Pass::forward ? 2 * threads : g.pass == Pass::weight_grad ? kMostSlices : 1;
+  const auto good = [&] { return bytes() <= kStripBytes && s.groups(c) * s.strips() >= wanted; };
   if (s.pointwise) {
-    s.rows = s.staged_rows = s.plane = s.out_plane = kBlockUnits;
-    s.units = ceil_div(s.units, s.rows), s.parts = 1;
+    s.wide = 1;
+    for (int64_t rows : {4 * kBlockUnits, 2 * kBlockUnits, kBlockUnits}) {
+      cut(rows);
+      if (good()) break;
+    }
     return s;
   }
-  for (int64_t parts = 1;; ++parts) {
-    const int64_t rows = ceil_div(std::max<int64_t>(1, c.out_h), parts);
-    cut(parts == 1 ? rows : round_up(rows, kBlockUnits));
-    const bool fits = c.in * s.plane * kUnitBytes <= kStripBytes;
-    // What a strip sums up must not depend on the number of threads: in weight_grad, everything.
-    const int64_t wanted = g.pass == Pass::forward ? 2 * threads : g.pass == Pass::weight_grad ? kMostSlices : 1;
-    const bool enough = s.groups(c) * s.strips() >= wanted;
-    if (rows <= kBlockUnits || (fits && enough)) return s;
+  // Wide enough for rows of an image to be read from end to end, as tall as fits.
+  for (s.wide = std::min(kMostWide, ceil_div(c.out_w, s.unit));; s.wide /= 2) {
+    for (int64_t parts = 1;; ++parts) {
+      const int64_t rows = ceil_div(std::max<int64_t>(1, c.out_h), parts);
+      cut(parts == 1 ? rows : round_up(rows, kBlockUnits));
+      if (good() || (s.wide == 1 && rows <= kBlockUnits)) return s;
+      if (s.wide > 1 && rows <= 2 * kBlockUnits) break;
+    }
   }
 }
 

@@ -33,8 +33,8 @@ static void conv_sampled_task(const MaskedConv& g, const ConvPart& part) {
     for (int64_t m = slice * total / slices; m < (slice + 1) * total / slices; ++m) {
       const Strip strip = strip_at<V>(g, s, m / s.strips(), m % s.strips());
       if (strip.rows == 0) continue;
-      RowMap<V> from(s.copies * s.staged_rows, memory.map);
-      RowMap<V> grad(s.rows, memory.map + RowMap<V>::bytes(from.rows));
+      RowMap<V> from(s.copies * s.wide * s.staged_rows, g.input.x * g.shape.stride_w, memory.map);
+      RowMap<V> grad(s.wide * s.rows, g.output.x, memory.map + RowMap<V>::bytes(from.rows));
       input_places<V>(g, s, strip, memory.lines, from);
       output_places<V>(g, s, strip, grad);
       const bool first = m == slice * total / slices;
@@ -48,8 +48,8 @@ static void conv_sampled_task(const MaskedConv& g, const ConvPart& part) {
             tiles.at(panel, c, tile);
             const S *lines[kBlocks], *rows[kBlocks];
             for (int b = 0; b < kBlocks; ++b) {
-              lines[b] = x + (chunk_line(g, s, tile.column0) + blocks[b].row) * kUnit;
-              rows[b] = dy + ((panel * tiles.panel - row0) * s.out_plane + blocks[b].row) * kUnit;
+              lines[b] = x + (chunk_line(g, s, tile.column0) + block_line(s, blocks[b])) * kUnit;
+              rows[b] = dy + ((panel * tiles.panel - row0) * s.out_plane + out_block_line(s, blocks[b])) * kUnit;
             }
             sample_tile<V, kVectors, kBlocks, kUnit>(tile, memory.offsets + (tile.columns - tiles.plan->columns), lines,
                                                      rows, s.out_plane * kUnit,
@@ -57,9 +57,9 @@ static void conv_sampled_task(const MaskedConv& g, const ConvPart& part) {
           }
       };
       // Two blocks at once where they have as many rows: their sums are joined together.
-      const int64_t count = row_blocks(strip.rows);
+      const int64_t count = row_blocks(strip);
       for (int64_t b = 0; b < count;) {
-        const RowBlock blocks[2] = {row_block(strip.rows, b), row_block(strip.rows, b + 1 < count ? b + 1 : b)};
+        const RowBlock blocks[2] = {row_block(strip, b), row_block(strip, b + 1 < count ? b + 1 : b)};
         const bool pair = b + 1 < count && blocks[1].rows == blocks[0].rows;
         for_vectors<V>(blocks[0].rows * kUnit / V::W, [&](auto number) {
           if (pair)

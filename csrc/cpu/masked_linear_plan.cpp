@@ -281,11 +281,12 @@ PlanBuilder::PlanBuilder(const uint32_t* bits, int64_t rows, int64_t columns, in
   h.chunk =
       (uint32_t)std::min(kMostColumns, std::max<int64_t>(32, floor_power_of_2(cache_bytes * 2 / 3 / column_bytes)));
   if (density < 0.08) h.chunk = (uint32_t)std::min<int64_t>(kMostColumns, 2 * h.chunk);
-  // Eight panels at least, to share among threads; and so few rows that their values stay in cache.
+  // Eight panels at least, to share among threads, which a convolution does not need; and so few rows that their values
+  // stay in cache. A convolution's are whole channels where those fit.
   int64_t panel = kMostRows;
-  while (panel > 32 && panel * 8 > rows) panel /= 2;
+  while (panel > 32 && panel * 8 > rows && column_taps == 0) panel /= 2;
   while (panel > 16 && panel * columns > kPanelValues) panel /= 2;
-  h.panel = row_taps <= panel ? panel / row_taps * row_taps : panel;
+  h.panel = row_taps > 1 && row_taps <= panel ? panel / row_taps * row_taps : panel;
   state_->chunks = (columns + h.chunk - 1) / h.chunk;
   state_->parts.resize((size_t)panels());
 }

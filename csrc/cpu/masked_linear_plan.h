@@ -73,10 +73,10 @@ void mask_transpose(const uint32_t* bits, int64_t rows, int64_t columns, uint32_
 class PlanBuilder {
  public:
   // `active` bits are set; `cache_bytes` is the first-level data cache, which a tile of activations must fit. Of a
-  // convolution's weight, `column_taps` columns and `row_taps` rows together are one channel: columns share activations
-  // then, and panels are whole channels where those fit one.
+  // convolution's weight, `column_taps` columns and `row_taps` rows together are one channel; of a linear layer's, 0
+  // are.
   PlanBuilder(const uint32_t* bits, int64_t rows, int64_t columns, int64_t active, int64_t cache_bytes,
-              int64_t column_taps = 1, int64_t row_taps = 1);
+              int64_t column_taps = 0, int64_t row_taps = 0);
   ~PlanBuilder();
   PlanBuilder(const PlanBuilder&) = delete;
   PlanBuilder& operator=(const PlanBuilder&) = delete;

@@ -70,6 +70,15 @@ struct F32x8 {
   }
   static Reg load_n(const Fp16* p, int n) { return _mm256_cvtph_ps(load16(p, n)); }
 
+  // There are no masked loads and stores of half types.
+  template <class T>
+  static constexpr bool kMasks = sizeof(T) == sizeof(S);
+  static Reg blend(Reg a, const float* p, uint32_t bits) {
+    const __m256i lane = select(bits);
+    return _mm256_blendv_ps(a, _mm256_maskload_ps(p, lane), _mm256_castsi256_ps(lane));
+  }
+  static void store_bits(float* p, Reg a, uint32_t bits) { _mm256_maskstore_ps(p, select(bits), a); }
+
   static void store(float* p, Reg a) { _mm256_storeu_ps(p, a); }
   static void store_n(float* p, Reg a, int n) {
     if (n >= W)
@@ -192,6 +201,13 @@ struct F64x4 {
   static Reg load_n(const double* p, int n) {
     return n >= W ? _mm256_loadu_pd(p) : _mm256_maskload_pd(p, select(lanes(n)));
   }
+  template <class T>
+  static constexpr bool kMasks = true;
+  static Reg blend(Reg a, const double* p, uint32_t bits) {
+    const __m256i lane = select(bits);
+    return _mm256_blendv_pd(a, _mm256_maskload_pd(p, lane), _mm256_castsi256_pd(lane));
+  }
+  static void store_bits(double* p, Reg a, uint32_t bits) { _mm256_maskstore_pd(p, select(bits), a); }
   static void store(double* p, Reg a) { _mm256_storeu_pd(p, a); }
   static void store_n(double* p, Reg a, int n) {
     if (n >= W)

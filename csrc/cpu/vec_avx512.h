@@ -49,19 +49,31 @@ struct F32x16 {
     return load_bits(p, kAll, n);
   }
 
+  // Lanes where bits are set from memory, the others from `a`; and to memory. Other lanes' memory is not touched.
+  template <class T>
+  static constexpr bool kMasks = true;
+  static Reg blend(Reg a, const float* p, uint32_t bits) { return _mm512_mask_loadu_ps(a, (__mmask16)bits, p); }
+  template <class Half>
+  static Reg blend(Reg a, const Half* p, uint32_t bits) {
+    return _mm512_mask_mov_ps(a, (__mmask16)bits, load_bits(p, bits, W));
+  }
+  static void store_bits(float* p, Reg a, uint32_t bits) { _mm512_mask_storeu_ps(p, (__mmask16)bits, a); }
+  static void store_bits(Fp16* p, Reg a, uint32_t bits) { _mm256_mask_storeu_epi16(p, (__mmask16)bits, narrow(a, p)); }
+  static void store_bits(Bf16* p, Reg a, uint32_t bits) { _mm256_mask_storeu_epi16(p, (__mmask16)bits, narrow(a, p)); }
+
   static void store(float* p, Reg a) { _mm512_storeu_ps(p, a); }
   static void store_n(float* p, Reg a, int n) { _mm512_mask_storeu_ps(p, (__mmask16)lanes(n), a); }
-  static void store_n(Fp16* p, Reg a, int n) {
-    _mm256_mask_storeu_epi16(p, (__mmask16)lanes(n), _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
-  }
-  static void store_n(Bf16* p, Reg a, int n) {
+  static void store_n(Fp16* p, Reg a, int n) { store_bits(p, a, lanes(n)); }
+  static void store_n(Bf16* p, Reg a, int n) { store_bits(p, a, lanes(n)); }
+  static __m256i narrow(Reg a, const Fp16*) { return _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT); }
+  static __m256i narrow(Reg a, const Bf16*) {
     // Round to nearest even on the upper half; a NaN keeps its sign and becomes quiet.
     const __m512i x = _mm512_castps_si512(a);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(x, 16), _mm512_set1_epi32(1));
     __m512i y = _mm512_srli_epi32(_mm512_add_epi32(x, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
     const __mmask16 nan = _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q);
     y = _mm512_mask_or_epi32(y, nan, _mm512_srli_epi32(x, 16), _mm512_set1_epi32(0x40));
-    _mm256_mask_storeu_epi16(p, (__mmask16)lanes(n), _mm512_cvtepi32_epi16(y));
+    return _mm512_cvtepi32_epi16(y);
   }
   static Reg keep(Reg a, uint32_t bits) { return _mm512_maskz_mov_ps((__mmask16)bits, a); }
 
@@ -175,6 +187,10 @@ struct F64x8 {
     return _mm512_maskz_loadu_pd((__mmask8)(bits & lanes(n)), p);
   }
   static Reg load_n(const double* p, int n) { return load_bits(p, kAll, n); }
+  template <class T>
+  static constexpr bool kMasks = true;
+  static Reg blend(Reg a, const double* p, uint32_t bits) { return _mm512_mask_loadu_pd(a, (__mmask8)bits, p); }
+  static void store_bits(double* p, Reg a, uint32_t bits) { _mm512_mask_storeu_pd(p, (__mmask8)bits, a); }
   static void store(double* p, Reg a) { _mm512_storeu_pd(p, a); }
   static void store_n(double* p, Reg a, int n) { _mm512_mask_storeu_pd(p, (__mmask8)lanes(n), a); }
   static Reg keep(Reg a, uint32_t bits) { return _mm512_maskz_mov_pd((__mmask8)bits, a); }

@@ -72,11 +72,11 @@ Tensor transpose(const Tensor& bits, int64_t columns) {
 }
 
 // The index of the mask for kernels that walk active weights only; empty where it would have 2^32 of them.
-// `column_taps` columns, or `row_taps` rows, are one channel of a convolution.
+// `column_taps` columns, or `row_taps` rows, are one channel of a convolution; both are 0 for a linear layer.
 Tensor plan(const Tensor& bits, int64_t columns, int64_t column_taps, int64_t row_taps) {
   STD_TORCH_CHECK(bits.dim() == 2 && columns >= 0, "mask_plan: bits must have shape [rows, words], got ",
                   shape_of(bits), " for ", columns, " columns");
-  STD_TORCH_CHECK(column_taps >= 1 && row_taps >= 1, "mask_plan: column_taps and row_taps must be positive, got ",
+  STD_TORCH_CHECK(column_taps >= 0 && row_taps >= 0, "mask_plan: column_taps and row_taps must not be negative, got ",
                   column_taps, " and ", row_taps);
   const int64_t rows = bits.size(0);
   check_bits(bits, rows, columns, "mask_plan");

@@ -365,12 +365,13 @@ def _make_plan(mask: Mask) -> list[Tensor]:
     if len(mask.shape) not in (2, 4) or mask.device.type != "cpu" or mask.structure == "full" or mask.numel < _PLANNED:
         return []
     rows, columns = _rows_columns(mask.shape, "shape")
-    taps = math.prod(mask.shape[2:])
+    # A channel's weights lie together; in a linear layer every weight is on its own, which 0 stands for.
+    taps, single = (math.prod(mask.shape[2:]), 1) if len(mask.shape) == 4 else (0, 0)
     with torch.inference_mode(False):
         transposed = torch.ops.maskfuse.mask_transpose(mask.bits, columns)
         plan = [
-            torch.ops.maskfuse.mask_plan(mask.bits, columns, taps, 1),
-            torch.ops.maskfuse.mask_plan(transposed, rows, 1, taps),
+            torch.ops.maskfuse.mask_plan(mask.bits, columns, taps, single),
+            torch.ops.maskfuse.mask_plan(transposed, rows, single, taps),
         ]
     for t in plan:
         # What torch._dynamo.maybe_mark_dynamic sets, without importing the compiler: a mask of another size of plan
