@@ -77,17 +77,12 @@ inline void check_bits(const Tensor& bits, int64_t rows, int64_t columns, const 
   check_shape(bits, {rows, mask_words(columns)}, op, "bits");
 }
 
-// An uninitialised contiguous CPU tensor of `like`'s dtype: new_empty without the call through the dispatcher.
-// One that the system will map anew, because the allocator keeps no memory of its size, asks for large pages: a page
-// fault for each 4 KiB costs more than many a product.
-inline Tensor empty_cpu(const Tensor& like, const int64_t* sizes, int64_t dim) {
-  constexpr int64_t kMostDims = 64, kMappedBytes = int64_t{32} << 20;
-  STD_TORCH_CHECK(dim <= kMostDims, "a tensor has at most ", kMostDims, " dimensions, got ", dim);
-  int64_t strides[kMostDims], count = 1;
-  for (int64_t d = dim - 1; d >= 0; --d) {
-    strides[d] = count;
-    count *= std::max<int64_t>(1, sizes[d]);
-  }
+// An uninitialised CPU tensor of `like`'s dtype with `count` elements: new_empty_strided without the call through the
+// dispatcher. One that the system will map anew, because the allocator keeps no memory of its size, asks for large
+// pages: a page fault for each 4 KiB costs more than many a product.
+inline Tensor empty_strided_cpu(const Tensor& like, const int64_t* sizes, const int64_t* strides, int64_t dim,
+                                int64_t count) {
+  constexpr int64_t kMappedBytes = int64_t{32} << 20;
   int32_t dtype, device_index;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
@@ -103,6 +98,18 @@ inline Tensor empty_cpu(const Tensor& like, const int64_t* sizes, int64_t dim) {
   }
 #endif
   return result;
+}
+
+// The same, contiguous.
+inline Tensor empty_cpu(const Tensor& like, const int64_t* sizes, int64_t dim) {
+  constexpr int64_t kMostDims = 64;
+  STD_TORCH_CHECK(dim <= kMostDims, "a tensor has at most ", kMostDims, " dimensions, got ", dim);
+  int64_t strides[kMostDims], count = 1;
+  for (int64_t d = dim - 1; d >= 0; --d) {
+    strides[d] = count;
+    count *= std::max<int64_t>(1, sizes[d]);
+  }
+  return empty_strided_cpu(like, sizes, strides, dim, count);
 }
 
 // torch::stable::contiguous is a call through the dispatcher even where there is nothing to do.
