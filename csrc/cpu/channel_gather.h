@@ -17,10 +17,11 @@ inline constexpr int32_t kNoChannel = -1;
 
 struct ChannelCopy {
   int64_t samples, channels, pixels;  // of the output
-  int64_t element;                    // bytes
-  bool channels_last;
+  int64_t element;                    // bytes: 1, 2, 4, 8 or 16
+  bool channels_last;                 // the better choice for one pixel, too, where both are the same
 
-  const char* from;                               // has a channel, unless every sample's entry is kNoChannel
+  const char* from;  // has a channel, unless every sample's entry is kNoChannel
+  int64_t from_channels;
   int64_t from_sample, from_channel, from_pixel;  // distances in bytes; in planes, from_pixel is `element`
   char* to;
 

@@ -80,7 +80,7 @@ Tensor result_of(const Activation& like, int64_t samples, int64_t channels, Chan
   const auto element = (int64_t)t.element_size();
   *copy = {};
   copy->samples = samples, copy->channels = channels, copy->pixels = like.pixels, copy->element = element;
-  copy->channels_last = like.channels_last;
+  copy->channels_last = like.channels_last || like.pixels == 1, copy->from_channels = like.channels;
   copy->from = (const char*)t.const_data_ptr(), copy->to = (char*)result.mutable_data_ptr();
   copy->from_sample = like.sample_stride * element, copy->from_channel = like.channel_stride * element;
   copy->from_pixel = like.pixel_stride * element;

@@ -50,7 +50,8 @@ def positions(selector: slice | range, size: int, name: str) -> range:
     if selector.step is not None and selector.step <= 0:
         raise ValueError(f"{name} must have a positive step, got {selector}; an index tensor takes any order")
     if isinstance(selector, slice):
-        return range(*selector.indices(size))
+        entries = range(*selector.indices(size))
+        return entries if len(entries) > 0 else range(0)
     if len(selector) == 0:
         return range(0)
     first, last = selector[0], selector[-1]
@@ -64,14 +65,12 @@ def positions(selector: slice | range, size: int, name: str) -> range:
 
 def view_of(input: Tensor, channels: slice | range, batch: slice | range | None) -> Tensor:
     """The part of the input that slices and ranges name, as a view."""
-    parts = []
-    for selector, size, name in ((batch, input.shape[0], "batch"), (channels, input.shape[1], "channels")):
-        if selector is None:
-            parts.append(slice(None))
-            continue
-        entries = positions(selector, size, name)
-        parts.append(slice(entries.start, entries.stop, entries.step))
-    return input[parts[0], parts[1]]
+    columns = positions(channels, input.shape[1], "channels")
+    part = slice(columns.start, columns.stop, columns.step)
+    if batch is None:
+        return input[:, part]
+    rows = positions(batch, input.shape[0], "batch")
+    return input[rows.start : rows.stop : rows.step, part]
 
 
 def index_of(selector: slice | range | Tensor, size: int, name: str, input: Tensor, most_dims: int = 1) -> Tensor:

@@ -25,6 +25,6 @@ def channel_scatter(
     columns = channels.long() % max(1, num_channels)
     target = (rows[:, None] * num_channels + columns).reshape(-1)
     flat = input.new_zeros((samples * num_channels, *input.shape[2:]))
-    added = flat.index_add(0, target, input.reshape(-1, *input.shape[2:]) if input.numel() else flat[:0])
+    added = flat.index_add(0, target, input.reshape(len(target), *input.shape[2:]))
     result = added.reshape(samples, num_channels, *input.shape[2:])
     return result.contiguous(memory_format=memory_format_of(input))
