@@ -143,7 +143,9 @@ void masks() {
     for (int64_t c = 0; c < channels; ++c) {
       const bool taken = mask[c] && count < most;
       CHECK(inverse[c] == (taken ? count : kNoChannel), "channel %ld", (long)c);
-      if (taken) CHECK(list[count] == c, "channel %ld", (long)c), ++count;
+      if (!taken) continue;
+      CHECK(list[count] == c, "channel %ld", (long)c);
+      ++count;
     }
     for (; count < most; ++count) CHECK(list[count] == kNoChannel, "position %ld", (long)count);
   }
