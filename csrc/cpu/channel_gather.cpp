@@ -31,10 +31,6 @@ inline void zero_bytes(char* to, int64_t bytes) {
   if (i < bytes) __builtin_memcpy(to + bytes - 16, kZero, 16);
 }
 
-// One sample's planes: `count` of `bytes` each, consecutive in `to`; plane i is the input at from + list[i] * stride.
-using CopyPlanes = void (*)(char* to, const char* from, int64_t stride, const int32_t* list, int64_t count,
-                            int64_t bytes);
-
 // T: as large as one output, which need not be aligned. Without a branch, which random lists would mispredict: what is
 // not taken is read from the first input and masked.
 template <class T>
@@ -75,7 +71,10 @@ void copy_planes(char* to, const char* from, int64_t stride, const int32_t* list
   }
 }
 
-CopyPlanes planes_of(int64_t bytes) {
+CopyPlanes planes_of(int64_t bytes, Isa isa) {
+#ifdef MASKFUSE_X86
+  if (bytes >= 32 && isa >= Isa::avx2) return copy_planes_avx2;
+#endif
   switch (bytes) {
     case 1:
       return copy_elements<uint8_t>;
@@ -100,7 +99,7 @@ int64_t input_sample(const ChannelCopy& c, int64_t output) { return c.sample ? c
 
 void copy_in_planes(const ChannelCopy& c, int64_t begin, int64_t end) {
   const int64_t bytes = c.pixels * c.element;
-  const CopyPlanes copy = planes_of(bytes);
+  const CopyPlanes copy = planes_of(bytes, c.isa);
   for (int64_t unit = begin; unit < end;) {
     const int64_t output = unit / c.channels, channel = unit % c.channels;
     const int64_t count = std::min(c.channels - channel, end - unit), input = input_sample(c, output);
