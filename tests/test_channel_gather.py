@@ -6,7 +6,6 @@ import subprocess
 import sys
 import textwrap
 
-import maskfuse
 import pytest
 import torch
 from conftest import DTYPES
@@ -15,7 +14,6 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import grad, jvp, vjp, vmap
 from torch.library import opcheck
 
-BACKENDS = ["cpu", "reference"]
 ALL_DTYPES = [
     *DTYPES,
     torch.complex64,
@@ -28,12 +26,6 @@ ALL_DTYPES = [
     torch.int64,
 ]
 N, C = 5, 19
-
-
-@pytest.fixture(params=BACKENDS)
-def each_backend(request):
-    with maskfuse.use_backend(request.param):
-        yield request.param
 
 
 def values(shape, dtype):
@@ -112,7 +104,7 @@ def expected_format(layout, trailing):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("trailing", SHAPES)
-def test_layouts_and_shapes(each_backend, trailing, layout):
+def test_layouts_and_shapes(backend, trailing, layout):
     if not trailing and layout in ("every other column", "transposed"):
         pytest.skip("there is no column")
     for dtype in (torch.float32, torch.int8, torch.float64):
@@ -137,7 +129,7 @@ def test_layouts_and_shapes(each_backend, trailing, layout):
 
 @pytest.mark.parametrize("dtype", ALL_DTYPES)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_dtypes(each_backend, dtype, layout):
+def test_dtypes(backend, dtype, layout):
     for trailing in ((), (1, 1), (1, 2), (3, 3), (9, 9)):
         x = LAYOUTS[layout](values((N, C, *trailing), dtype))
         c, b = torch.randperm(C)[:7], torch.tensor([3, 0, 4, 3])
@@ -151,7 +143,7 @@ def test_dtypes(each_backend, dtype, layout):
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("channels", CHANNELS)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_selectors(each_backend, channels, batch, layout):
+def test_selectors(backend, channels, batch, layout):
     x = LAYOUTS[layout](values((N, C, 3, 3), torch.float32))
     c, b = selectors(C, channels), None if batch is None else selectors(N, batch)
     rows, columns = listed(b, N), listed(c, C)
@@ -169,7 +161,7 @@ def test_selectors(each_backend, channels, batch, layout):
     "channels", [slice(None), slice(2, None, 3), slice(-4, -1), slice(5, 2), range(4), range(-3, 0)]
 )
 @pytest.mark.parametrize("batch", [None, slice(1, 4), range(0, 5, 2), torch.tensor([4, 1])])
-def test_slices_and_ranges(each_backend, channels, batch):
+def test_slices_and_ranges(backend, channels, batch):
     x = values((N, C, 2, 3), torch.float32)
     rows, columns = listed(batch, N), listed(channels, C).long()
     y = channel_gather(x, channels, batch)
@@ -196,7 +188,7 @@ def test_all_channels_by_index_is_a_copy():
 
 @pytest.mark.parametrize("shape", [(0, 4, 3, 3), (2, 0, 3, 3), (2, 4, 0, 3), (0, 0), (2, 4, 3, 0, 2)])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_empty(each_backend, shape, layout):
+def test_empty(backend, shape, layout):
     x = LAYOUTS[layout](torch.zeros(shape)).requires_grad_()
     c = torch.arange(shape[1]) if shape[1] == 0 else torch.tensor([2, 0, 2])
     y = channel_gather(x, c)
@@ -210,7 +202,7 @@ def test_empty(each_backend, shape, layout):
     assert back.shape == (3, 6, *shape[2:]) and not back.any()
 
 
-def test_nothing_selected_gives_zero_gradients(each_backend):
+def test_nothing_selected_gives_zero_gradients(backend):
     x = torch.randn(N, C, 3, requires_grad=True)
     (g,) = torch.autograd.grad(channel_gather(x, torch.zeros(C, dtype=torch.bool)).sum(), x)
     assert g.shape == x.shape and not g.any()
@@ -220,7 +212,7 @@ def test_nothing_selected_gives_zero_gradients(each_backend):
     assert torch.autograd.grad(out.sum(), y)[0].shape == y.shape
 
 
-def test_conjugate_and_negative_views(each_backend):
+def test_conjugate_and_negative_views(backend):
     x = torch.randn(N, C, 3, dtype=torch.complex64)
     c = torch.tensor([3, 1])
     check_same(channel_gather(x.conj(), c), x.conj()[:, c].resolve_conj())
@@ -292,7 +284,7 @@ UNIQUE = {
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("kind", INDICES)
-def test_gradients(each_backend, kind, layout):
+def test_gradients(backend, kind, layout):
     c, b = INDICES[kind]
     x = leaf(2, 4, 2, 2, layout=layout)
     assert gradcheck(lambda x: channel_gather(x, c, b), x, check_forward_ad=True)
@@ -342,7 +334,7 @@ def test_opcheck(kind):
 
 
 @pytest.mark.parametrize("kind", UNIQUE)
-def test_func_transforms(each_backend, kind):
+def test_func_transforms(backend, kind):
     c, b = UNIQUE[kind]
     x = torch.randn(2 if b is None else 3, 4, 3, dtype=torch.float64)
     size = x.shape[0]
@@ -585,7 +577,7 @@ X, Y = torch.randn(3, 8, 2), torch.randn(3, 2, 2)
         ),
     ],
 )
-def test_bad_input(each_backend, call, error, message):
+def test_bad_input(backend, call, error, message):
     with pytest.raises(error, match=message):
         call()
 

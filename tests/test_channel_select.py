@@ -7,12 +7,11 @@ import pytest
 import torch
 from conftest import DTYPES
 from maskfuse import channel_scatter, channel_select
-from test_channel_gather import LAYOUTS, SHAPES, check_same, each_backend, expected_format, values
+from test_channel_gather import LAYOUTS, SHAPES, check_same, expected_format, values
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, jvp, vmap
 from torch.library import opcheck
 
-__all__ = ["each_backend"]
 N, C = 6, 19
 
 
@@ -32,7 +31,7 @@ def masks():
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("trailing", SHAPES)
-def test_layouts_and_shapes(each_backend, trailing, layout):
+def test_layouts_and_shapes(backend, trailing, layout):
     if not trailing and layout in ("every other column", "transposed"):
         pytest.skip("there is no column")
     mask = masks()
@@ -47,7 +46,7 @@ def test_layouts_and_shapes(each_backend, trailing, layout):
             assert got.is_contiguous(memory_format=expected_format(layout, trailing))
 
 
-def test_largest_count(each_backend):
+def test_largest_count(backend):
     x, mask = torch.randn(2, 5, 3), torch.tensor([[1, 0, 0, 1, 0], [0, 1, 0, 0, 0]]).bool()
     got, counts = channel_select(x, mask)
     assert got.shape == (2, 2, 3) and counts.tolist() == [2, 1] and not got[1, 1].any()
@@ -56,7 +55,7 @@ def test_largest_count(each_backend):
     assert got.shape == (2, 0, 3) and counts.tolist() == [0, 0]
 
 
-def test_scattered_back(each_backend):
+def test_scattered_back(backend):
     """An equal number of channels a sample, as after top-k, goes back with channel_scatter."""
     x = torch.randn(4, 9, 3, 3)
     top = torch.rand(4, 9).topk(3).indices.sort().values
@@ -66,7 +65,7 @@ def test_scattered_back(each_backend):
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 3), (2, 0, 3), (2, 4, 0), (0, 0)])
-def test_empty(each_backend, shape):
+def test_empty(backend, shape):
     x = torch.zeros(shape, requires_grad=True)
     mask = torch.ones(shape[:2], dtype=torch.bool)
     for most in (None, 0, 2):
@@ -78,7 +77,7 @@ def test_empty(each_backend, shape):
 
 @pytest.mark.parametrize("most", [None, 2, 9])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_gradients(each_backend, most, layout):
+def test_gradients(backend, most, layout):
     mask = torch.tensor([[1, 0, 1, 1], [0, 0, 0, 0], [0, 1, 0, 0]]).bool()
     x = LAYOUTS[layout](torch.randn(3, 4, 2, 2, dtype=torch.float64)).requires_grad_()
     assert gradcheck(lambda x: channel_select(x, mask, most)[0], x, check_forward_ad=True)
