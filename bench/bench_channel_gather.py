@@ -6,7 +6,7 @@
     backward    of the gather alone, against that of x[:, c], which is index_put_(accumulate=True)
 
 A clone allocates its result, as these ops do. In `gather` and `scatter` each candidate reads one input over and over
-(source: cache), which favours what is dense, or inputs of 64 MiB in turn (source: memory), those of a clone as large.
+(source: cache), or inputs in turn of which it reads 64 MiB in all (source: memory).
 Ratios above 1 mean that maskfuse is faster; GB/s count what is read and what is written. `--check` exits with 1 where a
 target is missed, and says which.
 """
@@ -27,7 +27,7 @@ LEAST = {"gather": 0.85, "scatter": 0.85, "batch": 4.0, "backward": 3.0}
 AGAINST = {"gather": "vs clone", "scatter": "vs clone", "batch": "vs x[b][:, c]", "backward": "vs x[:, c]"}
 
 
-SOURCES = {"cache": 1, "memory": 64 << 20}  # bytes of the inputs that a candidate reads in turn
+SOURCES = {"cache": 1, "memory": 64 << 20}  # bytes that a candidate reads of inputs in turn
 
 
 def in_turn(call: Callable[[torch.Tensor], object], inputs: list[torch.Tensor]) -> Callable[[], object]:
@@ -44,13 +44,13 @@ def against_clone(
     small, full = torch.Size((shape[0], len(c), *shape[2:])).numel(), torch.Size(shape).numel()
     moved = 4 * (2 * small if section == "gather" else small + full)
 
-    def inputs(*size: int) -> list[torch.Tensor]:
-        count = -(-SOURCES[source] // (4 * torch.Size(size).numel()))
+    def inputs(*size: int, read: int) -> list[torch.Tensor]:
+        count = -(-SOURCES[source] // (4 * read))
         fits = FORMATS[layout] if len(size) == 4 else torch.contiguous_format
         return [torch.randn(size).contiguous(memory_format=fits) for _ in range(count)]
 
-    mine = inputs(*inner)
-    calls = {"clone": in_turn(torch.clone, inputs(moved // 8))}
+    mine = inputs(*inner, read=small)
+    calls = {"clone": in_turn(torch.clone, inputs(moved // 8, read=moved // 8))}
     if section == "gather":
         calls["maskfuse"] = in_turn(lambda x: channel_gather(x, c), mine)
         calls["x[:, c]"] = in_turn(lambda x: x[:, c], mine)

@@ -14,22 +14,42 @@ struct Vector16 {
   uint64_t low, high;
 };
 
-// Sixteen bytes and more, the last vector overlapping the one before. The C library's copy is no faster for long planes
-// and dearer for short ones.
+// From this many bytes on the C library's copy, which knows the machine's vectors, is worth its call.
+constexpr int64_t kLongCopy = 128;
+
+// Planes up to this long are over before the hardware's prefetcher has found them: the one kAhead further is asked for.
+constexpr int64_t kShortPlane = 1024, kAhead = 8, kLine = 64;
+
+// Sixteen bytes and more, the last vector overlapping the one before.
 inline void copy_bytes(char* to, const char* from, int64_t bytes) {
+  if (bytes >= kLongCopy) {
+    std::memcpy(to, from, (size_t)bytes);
+    return;
+  }
   int64_t i = 0;
-  for (; i + 64 <= bytes; i += 64) __builtin_memcpy(to + i, from + i, 64);
   for (; i + 16 <= bytes; i += 16) __builtin_memcpy(to + i, from + i, 16);
   if (i < bytes) __builtin_memcpy(to + bytes - 16, from + bytes - 16, 16);
 }
 
 inline void zero_bytes(char* to, int64_t bytes) {
-  constexpr char kZero[64] = {};
+  if (bytes >= kLongCopy) {
+    std::memset(to, 0, (size_t)bytes);
+    return;
+  }
+  constexpr char kZero[16] = {};
   int64_t i = 0;
-  for (; i + 64 <= bytes; i += 64) __builtin_memcpy(to + i, kZero, 64);
   for (; i + 16 <= bytes; i += 16) __builtin_memcpy(to + i, kZero, 16);
   if (i < bytes) __builtin_memcpy(to + bytes - 16, kZero, 16);
 }
+
+inline void prefetch(const char* from, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += kLine) __builtin_prefetch(from + i);
+  __builtin_prefetch(from + bytes - 1);
+}
+
+// One sample's planes: `count` of `bytes` each, consecutive in `to`; plane i is the input at from + list[i] * stride.
+using CopyPlanes = void (*)(char* to, const char* from, int64_t stride, const int32_t* list, int64_t count,
+                            int64_t bytes);
 
 // T: as large as one output, which need not be aligned. Without a branch, which random lists would mispredict: what is
 // not taken is read from the first input and masked.
@@ -57,9 +77,10 @@ void copy_pieces(char* to, const char* from, int64_t stride, const int32_t* list
 
 // Sixteen bytes and more; inputs that follow each other are one copy.
 void copy_planes(char* to, const char* from, int64_t stride, const int32_t* list, int64_t count, int64_t bytes) {
-  const bool dense = stride == bytes;
+  const bool dense = stride == bytes, is_short = bytes <= kShortPlane;
   for (int64_t i = 0, run; i < count; i += run, to += run * bytes) {
     run = 1;
+    if (is_short && i + kAhead < count && list[i + kAhead] >= 0) prefetch(from + list[i + kAhead] * stride, bytes);
     if (list[i] < 0) {
       while (i + run < count && list[i + run] < 0) ++run;
       zero_bytes(to, run * bytes);
@@ -71,10 +92,7 @@ void copy_planes(char* to, const char* from, int64_t stride, const int32_t* list
   }
 }
 
-CopyPlanes planes_of(int64_t bytes, Isa isa) {
-#ifdef MASKFUSE_X86
-  if (bytes >= 32 && isa >= Isa::avx2) return copy_planes_avx2;
-#endif
+CopyPlanes planes_of(int64_t bytes) {
   switch (bytes) {
     case 1:
       return copy_elements<uint8_t>;
@@ -99,7 +117,7 @@ int64_t input_sample(const ChannelCopy& c, int64_t output) { return c.sample ? c
 
 void copy_in_planes(const ChannelCopy& c, int64_t begin, int64_t end) {
   const int64_t bytes = c.pixels * c.element;
-  const CopyPlanes copy = planes_of(bytes, c.isa);
+  const CopyPlanes copy = planes_of(bytes);
   for (int64_t unit = begin; unit < end;) {
     const int64_t output = unit / c.channels, channel = unit % c.channels;
     const int64_t count = std::min(c.channels - channel, end - unit), input = input_sample(c, output);

@@ -10,8 +10,6 @@
 
 #include <stdint.h>
 
-#include "isa.h"
-
 namespace maskfuse {
 
 // An entry of a map that has no input: its output is zero.
@@ -34,7 +32,6 @@ struct ChannelCopy {
   int64_t rows;
   // A sample's list is that of the input sample, as in a scatter, or that of the output sample.
   bool rows_of_input;
-  Isa isa;
 };
 
 // A unit of work is a plane of the output, or in channels_last all channels of one pixel.
@@ -45,14 +42,6 @@ int64_t copy_unit_bytes(const ChannelCopy& copy);
 
 // Copies units [begin, end). Any division into ranges writes the same bytes.
 void copy_channels(const ChannelCopy& copy, int64_t begin, int64_t end);
-
-// One sample's planes: `count` of `bytes` each, consecutive in `to`; plane i is the input at from + list[i] * stride,
-// and zero for kNoChannel.
-using CopyPlanes = void (*)(char* to, const char* from, int64_t stride, const int32_t* list, int64_t count,
-                            int64_t bytes);
-
-// For planes of 32 bytes and more, where Isa::avx2 is available.
-void copy_planes_avx2(char* to, const char* from, int64_t stride, const int32_t* list, int64_t count, int64_t bytes);
 
 // The same, element by element: what is computed, and what the fast one is tested against.
 void copy_channels_naive(const ChannelCopy& copy, int64_t begin, int64_t end);

@@ -74,7 +74,6 @@ void copies() {
     const std::vector<char> want = p.to;
     std::fill(p.to.begin(), p.to.end(), (char)-1);
     const int64_t cut = random_int(0, units);
-    p.copy.isa = isa_available(Isa::avx2) && random_int(0, 1) ? Isa::avx2 : Isa::scalar;
     copy_channels(p.copy, 0, cut);
     const bool untouched = std::all_of(p.to.begin() + cut * copy_unit_bytes(p.copy), p.to.end(),
                                        [](char byte) { return byte == (char)-1; });

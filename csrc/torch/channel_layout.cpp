@@ -84,7 +84,6 @@ Tensor result_of(const Activation& like, int64_t samples, int64_t channels, Chan
   copy->from = (const char*)t.const_data_ptr(), copy->to = (char*)result.mutable_data_ptr();
   copy->from_sample = like.sample_stride * element, copy->from_channel = like.channel_stride * element;
   copy->from_pixel = like.pixel_stride * element;
-  copy->isa = isa_in_use();
   return result;
 }
 
