@@ -61,6 +61,15 @@ STABLE_TORCH_LIBRARY(maskfuse, m) {
   m.def("gated_linear_input_grad(Tensor grad, Tensor weight, Tensor scores) -> Tensor");
   m.def("gated_linear_weight_grad(Tensor grad, Tensor input, Tensor weight, Tensor scores) -> (Tensor, Tensor)");
 
+  // Gather and scatter have one signature, the sizes of the unselected side: each is the other's derivative.
+  m.def(
+      "channel_gather(Tensor input, Tensor channels, SymInt num_channels, Tensor? batch, SymInt batch_size) -> Tensor");
+  m.def(
+      "channel_scatter(Tensor input, Tensor channels, SymInt num_channels, Tensor? batch, SymInt batch_size,"
+      " bool unique) -> Tensor");
+  m.def("channel_select(Tensor input, Tensor mask, SymInt max_channels) -> Tensor");
+  m.def("channel_select_input_grad(Tensor grad, Tensor mask, SymInt max_channels) -> Tensor");
+
   m.def(
       "masked_linear_candidates(str direction, int batch, Tensor bits, int in_features, Tensor[] plan,"
       " ScalarType dtype) -> str");

@@ -2,6 +2,9 @@
 
 from . import functional, nn, reference
 from .backends import use_backend
+from .functional.channel_gather import channel_gather
+from .functional.channel_scatter import channel_scatter
+from .functional.channel_select import channel_select
 from .functional.gated_conv2d import gated_conv2d
 from .functional.gated_linear import gated_linear
 from .functional.masked_conv2d import masked_conv2d
@@ -13,6 +16,9 @@ from .packing import pack, unpack
 __all__ = [
     "Mask",
     "build_info",
+    "channel_gather",
+    "channel_scatter",
+    "channel_select",
     "explain",
     "functional",
     "gated_conv2d",

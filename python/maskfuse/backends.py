@@ -91,6 +91,9 @@ def choose(op: str, device_type: str, warn: bool = True) -> Backend:
         if reason is not None:
             raise RuntimeError(f"backend {asked_for!r} cannot run {op} on {device_type}: {reason}")
         return backend
+    first = next(iter(_backends.values()))
+    if first.refuses(device_type) is None and op in first.ops:  # the usual case needs no list of reasons
+        return first
     found = verdicts(op, device_type)
     name = next(name for name, reason in found if reason is None)
     if warn and name == "reference" and not torch.compiler.is_compiling() and (op, device_type) not in _warned:

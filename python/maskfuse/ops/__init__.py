@@ -6,6 +6,8 @@ Importing this package loads the compiled libraries and registers everything.
 from .. import _library as _library
 from . import mask as mask
 from .autograd import plain
+from .channel_gather import channel_gather, channel_scatter
+from .channel_select import channel_select, channel_select_input_grad
 from .gated_linear import gated_linear
 from .library import LIBRARY_GEMM, library_info
 from .masked_conv2d import (
@@ -24,6 +26,10 @@ from .soft_masked_linear import soft_masked_linear, soft_masked_linear_input_gra
 
 __all__ = [
     "LIBRARY_GEMM",
+    "channel_gather",
+    "channel_scatter",
+    "channel_select",
+    "channel_select_input_grad",
     "gated_linear",
     "library_info",
     "masked_conv2d",

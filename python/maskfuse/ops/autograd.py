@@ -38,7 +38,9 @@ def _transformed(args: Sequence[Any]) -> bool:
     if torch._C._are_functorch_transforms_active():
         return True
     return forward_ad._current_level >= 0 and any(
-        forward_ad.unpack_dual(t).tangent is not None for t in args if isinstance(t, Tensor) and t.is_floating_point()
+        forward_ad.unpack_dual(t).tangent is not None
+        for t in args
+        if isinstance(t, Tensor) and (t.is_floating_point() or t.is_complex())
     )
 
 

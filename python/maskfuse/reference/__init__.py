@@ -1,8 +1,19 @@
 """What is right: every op in plain PyTorch, in any floating dtype, differentiated by PyTorch itself."""
 
+from .channel_gather import channel_gather
+from .channel_scatter import channel_scatter
+from .channel_select import channel_select
 from .gated_conv2d import gated_conv2d
 from .gated_linear import gated_linear
 from .masked_conv2d import masked_conv2d
 from .masked_linear import masked_linear
 
-__all__ = ["gated_conv2d", "gated_linear", "masked_conv2d", "masked_linear"]
+__all__ = [
+    "channel_gather",
+    "channel_scatter",
+    "channel_select",
+    "gated_conv2d",
+    "gated_linear",
+    "masked_conv2d",
+    "masked_linear",
+]
