@@ -185,10 +185,6 @@ def targets(rows: list[dict], figures: dict[str, float], cached: bool) -> list[t
     return found
 
 
-def met(measured: float, bound: float) -> bool:
-    return measured >= bound if bound > 0 else measured <= -bound
-
-
 def plot(rows: list[dict], path) -> None:
     """Speed-up against the masked share, one line a shape, forward at batch 512; a panel for dense, one for w*m."""
     import matplotlib
@@ -248,20 +244,12 @@ def main() -> int:
     cached = timing.last_cache() >= 4 * 4096 * 4096
     checked = targets(rows, figures, cached)
     name = "masked_linear" if options.dtype == "float32" else f"masked_linear_{options.dtype}"
-    lines = [
-        {"what": w, "measured": v, "bound": abs(b), "at": "least" if b > 0 else "most", "met": met(v, b)}
-        for w, v, b in checked
-    ]
+    lines = timing.verdicts(checked)
     path = timing.write(
         name, rows, options.output, dtype=options.dtype, upkeep=figures, targets=lines, weights_fit_last_cache=cached
     )
     plot(rows, path.with_suffix(".png"))
-    for line in lines:
-        sign = ">=" if line["at"] == "least" else "<="
-        verdict = "met   " if line["met"] else "MISSED"
-        print(f"{verdict} {line['measured']:7.2f} {sign} {line['bound']:.2f}  {line['what']}")
-    print(f"{sum(line['met'] for line in lines)} of {len(lines)} targets met; written to {path}")
-    return int(options.check and not all(line["met"] for line in lines))
+    return timing.report(lines, path, options.check)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Measures the numbers of the CPU planner's table, and prints them as csrc/cpu/masked_linear_planner.cpp has them.
+"""Measures the numbers of a CPU planner's table, and prints them as csrc/cpu/<op>_planner.cpp has them.
 
 Every kernel runs problems of many shapes, batches and densities; the time of each step that the planner counts is what
 fits all of them best (non-negative least squares on relative errors). Shown too: how far estimates are from times, and
@@ -15,15 +15,71 @@ import torch
 from maskfuse import Mask
 from scipy.optimize import nnls
 
-SHAPES = [(256, 512), (1024, 1024), (4096, 1024), (768, 3072), (1000, 2000)]
-BATCHES = [1, 8, 12, 16, 37, 64, 197, 512]
-DENSITIES = [1.0, 0.7, 0.5, 0.3, 0.1, 0.05, "channels"]
 OPS = torch.ops.maskfuse
+DENSITIES = [1.0, 0.7, 0.5, 0.3, 0.1, 0.05, "channels"]
+# out, in, batch
+LINEAR = [
+    (*shape, batch)
+    for shape in [(256, 512), (1024, 1024), (4096, 1024), (768, 3072), (1000, 2000)]
+    for batch in [1, 8, 12, 16, 37, 64, 197, 512]
+]
+# out, in, height and width, kernel, stride, batch
+CONV = [
+    (*shape, batch)
+    for shape in [
+        (64, 64, 56, 3, 1),
+        (256, 256, 14, 3, 1),
+        (512, 512, 7, 3, 1),
+        (128, 64, 56, 3, 2),
+        (256, 256, 14, 1, 1),
+        (512, 512, 28, 1, 1),
+        (64, 256, 56, 1, 1),
+        (512, 256, 28, 1, 2),
+    ]
+    for batch in [1, 8]
+]
+
+Call = Callable[[], object]
 
 
-def candidates(direction: str, batch: int, mask: Mask) -> dict[str, dict[str, float]]:
+def linear_case(problem: tuple[int, ...], mask_of: Callable[[tuple[int, ...]], Mask]) -> dict[str, tuple[str, Call]]:
+    """Direction -> its candidates as the planner lists them, and the pass itself."""
+    out, inp, batch = problem
+    mask = mask_of((out, inp))
+    x, w, g = torch.randn(batch, inp), torch.randn(out, inp), torch.randn(batch, out)
+    calls = {
+        "forward": lambda: OPS.masked_linear(x, w, mask.bits, mask.plan, None),
+        "input_grad": lambda: OPS.masked_linear_input_grad(g, w, mask.bits, mask.plan),
+        "weight_grad": lambda: OPS.masked_linear_weight_grad(g, x, mask.bits, mask.plan),
+    }
+    about = (batch, mask.bits, inp, mask.plan, torch.float32)
+    return {name: (OPS.masked_linear_candidates(name, *about), call) for name, call in calls.items()}
+
+
+def conv_case(problem: tuple[int, ...], mask_of: Callable[[tuple[int, ...]], Mask]) -> dict[str, tuple[str, Call]]:
+    """The same of a convolution that keeps the image's size, or divides it by its stride."""
+    out, inp, size, kernel, stride, batch = problem
+    mask = mask_of((out, inp, kernel, kernel))
+    geometry = ([stride] * 2, [kernel // 2] * 2, [1, 1], 1)
+    x, w = torch.randn(batch, inp, size, size), torch.randn(mask.shape)
+    g = torch.randn(batch, out, -(-size // stride), -(-size // stride))
+    calls = {
+        "forward": lambda: OPS.masked_conv2d(x, w, mask.bits, mask.plan, None, *geometry),
+        "input_grad": lambda: OPS.masked_conv2d_input_grad(g, w, mask.bits, mask.plan, [size] * 2, *geometry),
+        "weight_grad": lambda: OPS.masked_conv2d_weight_grad(g, x, mask.bits, mask.plan, [kernel] * 2, *geometry),
+    }
+    about = ([batch, inp, size, size], [kernel] * 2, mask.bits, mask.plan, *geometry, torch.float32)
+    return {name: (OPS.masked_conv2d_candidates(name, *about), call) for name, call in calls.items()}
+
+
+FAMILIES = {
+    "masked_linear": (LINEAR, linear_case, OPS.prefer_masked_linear_kernel),
+    "masked_conv2d": (CONV, conv_case, OPS.prefer_masked_conv2d_kernel),
+}
+
+
+def counts_of(text: str) -> dict[str, dict[str, float]]:
     """Kernel -> what the planner counts for it."""
-    text = OPS.masked_linear_candidates(direction, batch, mask.bits, mask.shape[1], mask.plan, torch.float32)
     result = {}
     for line in text.splitlines():
         kernel, _, *counts = line.split()
@@ -31,40 +87,29 @@ def candidates(direction: str, batch: int, mask: Mask) -> dict[str, dict[str, fl
     return result
 
 
-def calls_of(out: int, inp: int, batch: int, mask: Mask) -> dict[str, Callable[[], object]]:
-    """The three passes of a layer."""
-    x, w, g = torch.randn(batch, inp), torch.randn(out, inp), torch.randn(batch, out)
-    return {
-        "forward": lambda: OPS.masked_linear(x, w, mask.bits, mask.plan, None),
-        "input_grad": lambda: OPS.masked_linear_input_grad(g, w, mask.bits, mask.plan),
-        "weight_grad": lambda: OPS.masked_linear_weight_grad(g, x, mask.bits, mask.plan),
-    }
-
-
-def on(kernel: str, call: Callable[[], object]) -> Callable[[], object]:
-    """The call, on that kernel."""
-
-    def run() -> None:
-        OPS.prefer_masked_linear_kernel(kernel)
-        call()
-
-    return run
-
-
-def cases(budget: float):
+def cases(family: str, budget: float):
     """(label, kernel, counts, seconds), every candidate of a problem in the same alternating rounds."""
-    problems = [(o, i, b, d) for o, i in SHAPES for b in BATCHES for d in DENSITIES]
-    for out, inp, batch, density in timing.progress(problems):
+    problems, case_of, prefer = FAMILIES[family]
+
+    def on(kernel: str, call: Call) -> Call:
+        def run() -> None:
+            prefer(kernel)
+            call()
+
+        return run
+
+    def mask_of(density: float | str) -> Callable[[tuple[int, ...]], Mask]:
         if density == "channels":
-            mask = Mask.channels((out, inp), out=torch.rand(out) < 0.5, inp=torch.rand(inp) < 0.5)
-        else:
-            mask = Mask.random((out, inp), density)
-        for direction, call in calls_of(out, inp, batch, mask).items():
-            counts = candidates(direction, batch, mask)
+            return lambda shape: Mask.channels(shape, out=torch.rand(shape[0]) < 0.5, inp=torch.rand(shape[1]) < 0.5)
+        return lambda shape: Mask.random(shape, density)
+
+    for problem, density in timing.progress([(p, d) for p in problems for d in DENSITIES]):
+        for direction, (listed, call) in case_of(problem, mask_of(density)).items():
+            counts = counts_of(listed)
             times = timing.compare({kernel: on(kernel, call) for kernel in counts}, budget, min_rounds=5)
             for kernel, timed in times.items():
-                yield (direction, out, inp, batch, density), kernel, counts[kernel], timed.median
-    OPS.prefer_masked_linear_kernel("")
+                yield (direction, *problem, density), kernel, counts[kernel], timed.median
+    prefer("")
 
 
 def library_costs(budget: float) -> dict[str, float]:
@@ -79,6 +124,7 @@ def library_costs(budget: float) -> dict[str, float]:
 
 def main() -> None:
     parser = timing.arguments(__doc__)
+    parser.add_argument("--op", choices=FAMILIES, default="masked_linear", help="whose planner (masked_linear)")
     parser.add_argument("--level", help="instruction set (the best one)")
     parser.set_defaults(budget=0.02)
     options = parser.parse_args()
@@ -86,7 +132,7 @@ def main() -> None:
     torch.manual_seed(0)
     if options.level:
         OPS.set_cpu_level(options.level)
-    rows = list(cases(options.budget))
+    rows = list(cases(options.op, options.budget))
     names = list(rows[0][2])
     share = numpy.array([1.0 if name in ("phase", "call") else 1.0 / options.threads for name in names])
     counts = numpy.array([[row[2][name] for name in names] for row in rows]) * share

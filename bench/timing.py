@@ -25,7 +25,20 @@ from maskfuse._timing import Timing, compare, ratio
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
-__all__ = ["Timing", "arguments", "compare", "last_cache", "machine", "pin", "progress", "ratio", "table", "write"]
+__all__ = [
+    "Timing",
+    "arguments",
+    "compare",
+    "last_cache",
+    "machine",
+    "pin",
+    "progress",
+    "ratio",
+    "report",
+    "table",
+    "verdicts",
+    "write",
+]
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
@@ -92,6 +105,30 @@ def write(name: str, rows: list[dict], output: Path | None, **summary: object) -
     content = {"benchmark": name, "command": " ".join(["python", *sys.argv]), "machine": machine(), **summary}
     path.write_text(json.dumps({**content, "rows": rows}, indent=1) + "\n")
     return path
+
+
+def verdicts(checked: list[tuple[str, float, float]]) -> list[dict]:
+    """Targets as the JSON has them, from (what, measured, at least); a negative bound means at most."""
+    return [
+        {
+            "what": what,
+            "measured": measured,
+            "bound": abs(bound),
+            "at": "least" if bound > 0 else "most",
+            "met": measured >= bound if bound > 0 else measured <= -bound,
+        }
+        for what, measured, bound in checked
+    ]
+
+
+def report(lines: list[dict], path: Path, check: bool) -> int:
+    """Prints every target with its figure; returns the exit status, 1 where `check` finds one missed."""
+    for line in lines:
+        sign = ">=" if line["at"] == "least" else "<="
+        verdict = "met   " if line["met"] else "MISSED"
+        print(f"{verdict} {line['measured']:7.2f} {sign} {line['bound']:.2f}  {line['what']}")
+    print(f"{sum(line['met'] for line in lines)} of {len(lines)} targets met; written to {path}")
+    return int(check and not all(line["met"] for line in lines))
 
 
 def progress(cases: list) -> Iterator:

@@ -10,12 +10,14 @@ namespace {
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
-// Nanoseconds on one core, in the order of `Rate`; a phase's and a call's on the whole call. From the same machine as
-// the table of masked_linear_planner.cpp, by bench/calibrate.py.
+// Nanoseconds on one core, in the order of `Rate`; a phase's and a call's on the whole call. Measured on the machine of
+// masked_linear_planner.cpp's table by bench/calibrate.py --op masked_conv2d, where choosing by them took 1 % longer
+// than the best choice (AVX2: 4 %). A lane is a line of 64 bytes here, and `moved` an element of the library's
+// activations.
 // clang-format off
-//                           phase  weight product lane   value  down   long   entry  single shared sample tile   result call   library read   moved
-constexpr double kAvx512[] = {6250, 0,     0,      2.500, 2.600, 2.600, 0.600, 2.20,  0.215, 0.640, 0.380, 0,     0.295, 30000, 0.710, 0.547, 0};
-constexpr double kAvx2[]   = {6550, 0,     0,      3.500, 2.600, 2.600, 0.600, 2.60,  0.360, 1.200, 0.480, 0,     0.367, 30000, 0.713, 0.541, 0};
+//                           phase  weight product lane  value down  long  entry single shared sample tile result call    library read   moved
+constexpr double kAvx512[] = {27000, 0,    0,      7.38, 1.93, 3.13, 1.30, 2.26, 0.379, 0.913, 0.497, 0,   0.513, 155000, 0.883, 0.621, 0.696};
+constexpr double kAvx2[]   = {10100, 0,    0,      9.54, 5.60, 7.82, 4.03, 2.12, 0.530, 1.590, 0.660, 0,   0.868, 123000, 1.070, 1.220, 0.578};
 // clang-format on
 static_assert(sizeof(kAvx512) / sizeof(double) == kRates && sizeof(kAvx2) / sizeof(double) == kRates);
 
@@ -51,10 +53,25 @@ Work library_work(const MaskedConv& g) {
   Work w;
   const double vector = (double)(kUnitBytes / element_bytes(g)), weights = (double)c.out * (double)c.columns();
   const double cost = library_cost(g.dtype);
+  const LibraryConv p(g);
+  if (p.compact) {
+    // Activations are gathered, multiplied and scattered, zeros included.
+    const double in = (double)(c.batch * c.in_h * c.in_w), out = (double)(c.batch * c.out_h * c.out_w);
+    const double least = (double)p.in * in + (double)p.out * out;
+    w.count[kCall] = 1;
+    w.count[kLibrary] = (double)c.pixels() * (double)(p.in * p.out * c.taps()) / 4 / vector * (cost == 0 ? 4 : cost);
+    w.count[g.pass == Pass::weight_grad ? kResult : kRead] =
+        g.pass == Pass::weight_grad ? weights : (double)(p.in * p.out * c.taps());
+    w.count[kMoved] = 2 * least + (g.pass == Pass::forward      ? (double)c.out * out
+                                   : g.pass == Pass::input_grad ? (double)c.in * in
+                                                                : 0);
+    return w;
+  }
   w.count[kCall] = 1;
   // Depthwise convolutions are bound by memory; no fast kernel is better than none.
   w.count[kLibrary] = (double)c.pixels() * weights / 4 / vector * (cost == 0 ? 4 : cost);
   w.count[g.pass == Pass::weight_grad ? kResult : kRead] = weights;
+  w.count[kMoved] = (double)c.batch * (double)(c.in * c.in_h * c.in_w + c.out * c.out_h * c.out_w);
   return w;
 }
 
@@ -88,6 +105,24 @@ Work vector_work(Kernel kernel, const MaskedConv& g, const Strips& s) {
 
 }  // namespace
 
+LibraryConv::LibraryConv(const MaskedConv& g)
+    : compact(false), in(g.shape.in), out(g.shape.out), out_pattern(nullptr), column_pattern(nullptr) {
+  if (!g.plan || !g.plan->row_pattern || g.shape.groups != 1) return;
+  const bool grad = g.pass == Pass::input_grad;  // whose index is the transposed one
+  out_pattern = grad ? g.plan->column_pattern : g.plan->row_pattern;
+  column_pattern = grad ? g.plan->row_pattern : g.plan->column_pattern;
+  out = grad ? g.plan->header->active_columns : g.plan->header->active_rows;
+  in = 0;
+  for (int64_t c = 0; c < g.shape.in; ++c) in += reads(c, g.shape.taps());
+  compact = in > 0 && out > 0 && (in < g.shape.in || out < g.shape.out);
+}
+
+bool LibraryConv::reads(int64_t channel, int64_t taps) const {
+  for (int64_t i = channel * taps; i < (channel + 1) * taps; ++i)
+    if (column_pattern[i / 32] >> (i % 32) & 1) return true;
+  return false;
+}
+
 Strips strips_of(const MaskedConv& g, int threads) {
   const ConvShape& c = g.shape;
   Strips s{};
@@ -113,11 +148,19 @@ Strips strips_of(const MaskedConv& g, int threads) {
   const int64_t wanted = g.pass == Pass::forward ? 2 * threads : g.pass == Pass::weight_grad ? kMostSlices : 1;
   const auto good = [&] { return bytes() <= kStripBytes && s.groups(c) * s.strips() >= wanted; };
   if (s.pointwise) {
+    // As many rows as leave threads least to wait for, of those the tallest.
     s.wide = 1;
-    for (int64_t rows : {4 * kBlockUnits, 2 * kBlockUnits, kBlockUnits}) {
+    int64_t best = kBlockUnits;
+    double most = 0;
+    for (int64_t rows = 4 * kBlockUnits; rows >= kBlockUnits; --rows) {
       cut(rows);
-      if (good()) break;
+      if (rows > kBlockUnits && !good()) continue;
+      const int64_t turns = ceil_div(s.groups(c) * s.strips(), threads);
+      const double used = (double)(s.groups(c) * units) / (double)(turns * threads * rows);
+      if (used > most + 0.02) most = used, best = rows;
+      if (g.pass != Pass::forward) break;  // what is summed up must not depend on the number of threads
     }
+    cut(best);
     return s;
   }
   // Wide enough for rows of an image to be read from end to end, as tall as fits.

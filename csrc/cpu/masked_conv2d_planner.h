@@ -8,6 +8,19 @@
 
 namespace maskfuse {
 
+// The full convolution that Kernel::library leaves to a library: the whole problem, or, where the mask is whole rows
+// and columns, that of the channels with an active weight. Patterns are those of the plan, by rows of the weight and
+// columns.
+struct LibraryConv {
+  bool compact;
+  int64_t in, out;  // channels
+  const uint32_t *out_pattern, *column_pattern;
+
+  explicit LibraryConv(const MaskedConv& problem);
+  // Whether one of the input channel's weights is active.
+  bool reads(int64_t channel, int64_t taps) const;
+};
+
 // All candidates, the chosen one first; returns their number, at most kMostCandidates.
 int candidates(const MaskedConv& problem, Isa isa, int threads, Candidate* list);
 

@@ -4,7 +4,6 @@
 #include <cstring>
 
 namespace maskfuse {
-namespace {
 
 // torch's own rule for suggest_memory_format: the strides rise from the channels over the pixels to the samples.
 // python/maskfuse/_memory_format.py has the same rule for traced code.
@@ -23,6 +22,8 @@ bool is_channels_last(const Tensor& t) {
     if (!fits(d)) return false;
   return fits(0);
 }
+
+namespace {
 
 // The distance between pixels where the trailing dimensions are one dimension of equal steps, else -1.
 int64_t pixel_stride(const Tensor& t) {

@@ -18,6 +18,9 @@ struct Activation {
   int64_t sample_stride, channel_stride, pixel_stride;
 };
 
+// Whether a tensor of four or five dimensions is channels_last, by its strides.
+bool is_channels_last(const Tensor& t);
+
 // The input itself where a kernel can read it in place, else a dense copy.
 Activation activation(const Tensor& input, const char* op, const char* name);
 

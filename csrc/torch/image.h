@@ -2,22 +2,9 @@
 #pragma once
 
 #include "../cpu/masked_conv2d.h"
-#include "tensor.h"
+#include "channel_layout.h"
 
 namespace maskfuse {
-
-// Whether a tensor's strides are in the order of channels_last rather than contiguous; where sizes of one leave both
-// possible, contiguous. As torch.utils._python_dispatch and torch._prims_common's suggest_memory_format see it.
-inline bool is_channels_last(const Tensor& t) {
-  if (t.dim() != 4 || t.stride(1) == 0) return false;
-  int64_t least = 0;
-  for (int d : {1, 3, 2, 0}) {
-    if (t.size(d) == 0 || t.stride(d) < least) return false;
-    if (d == 0 && least == t.stride(1)) return false;  // everything but the channels has size one
-    least = t.stride(d) * (t.size(d) > 1 ? t.size(d) : 1);
-  }
-  return true;
-}
 
 // An uninitialised image of `like`'s dtype and memory format.
 inline Tensor empty_image(const Tensor& like, int64_t batch, int64_t channels, int64_t height, int64_t width) {

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._prims_common import suggest_memory_format
 
+from .._memory_format import memory_format_of
 from .autograd import Product, multilinear, shape_of, vmap_samples
 
 Ints = Sequence[int]
@@ -23,7 +23,7 @@ def output_size(size: Ints, kernel: Ints, stride: Ints, padding: Ints, dilation:
 
 
 def _image(like: Tensor, shape: Ints) -> Tensor:
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=suggest_memory_format(like))
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory_format_of(like))
 
 
 @torch.library.register_fake("maskfuse::masked_conv2d_unrecorded")
