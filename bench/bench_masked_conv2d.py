@@ -5,8 +5,8 @@
     packed      forward of a packed layer
     structure   channel masks (half of inputs and outputs), whole kernels, blocks of channels; forward and step
 
-`vs dense` is against the better of torch's NCHW and channels_last in the same rounds. Ratios above 1 mean that maskfuse is
-faster. `--check` exits with 1 where a target is missed, and says which.
+`vs dense` is against the better of torch's NCHW and channels_last in the same rounds. Ratios above 1 mean that maskfuse
+is faster. `--check` exits with 1 where a target is missed, and says which.
 """
 
 from __future__ import annotations

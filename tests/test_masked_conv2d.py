@@ -326,3 +326,22 @@ def test_backends(monkeypatch):
     with maskfuse.use_backend("reference"):
         torch.testing.assert_close(masked_conv2d(x, w, mask, padding=1), want, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(F.conv2d(x, w * mask.dense(), padding=1), want, atol=1e-4, rtol=1e-4)
+
+
+def test_explain_names_what_runs():
+    mask = Mask.random((256, 256, 3, 3), 0.05)
+    explained = maskfuse.explain(mask, batch=8, size=(14, 14))
+    assert explained.op == "masked_conv2d"
+    if maskfuse.build_info()["cpu_level"] != "scalar":
+        assert explained.kernels["forward"].startswith("accumulate")
+        assert explained.kernels["weight_grad"].startswith("sampled")
+    layer = maskfuse.nn.MaskedConv2d(256, 256, 3, stride=2, padding="valid", groups=1, mask=mask)
+    assert set(maskfuse.explain(layer, 2, size=(9, 9)).kernels) == {"forward", "input_grad", "weight_grad"}
+    grouped = maskfuse.nn.MaskedConv2d(32, 32, 3, groups=2, padding="same", mask=Mask.random((32, 16, 3, 3), 0.1))
+    assert "accumulate" not in str(maskfuse.explain(grouped, 2, size=(9, 9)).kernels)
+    assert maskfuse.explain(Mask.full((8, 8, 3, 3)), size=(9, 9)).kernels["forward"] == "F.conv2d"
+    with preferring("library"):
+        assert maskfuse.explain(layer, 2, size=(9, 9)).kernels["forward"].split()[0] in ("library", "naive")
+    for bad in (None, (9,), (2, 2)):
+        with pytest.raises(ValueError, match="size"):
+            maskfuse.explain(layer, size=bad)

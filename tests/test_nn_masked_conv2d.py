@@ -91,6 +91,7 @@ def test_channels_last_model(mask, x):
     layer = MaskedConv2d(24, 40, 3, mask=mask)
     want = layer(x)
     layer = layer.to(memory_format=torch.channels_last)
+    assert layer.weight.is_contiguous()
     got = layer(x.to(memory_format=torch.channels_last))
     assert got.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)

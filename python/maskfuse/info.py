@@ -53,8 +53,8 @@ _KERNELS = {
     "decode": "packed weights: bits, columns or lines say what each active one meets; nothing else is read",
     "row_dot": "dot products over rows of the weight, mask applied in the load",
     "streamed": "rows of the weight streamed past sums held in cache, mask applied in the load",
-    "accumulate": "active weights times lines of the batch; four rows at once where they share their columns",
-    "sampled": "one product over the batch for each active weight",
+    "accumulate": "active weights times lines of the batch or of pixels; four rows at once where they share columns",
+    "sampled": "one product over the batch, or over all pixels, for each active weight",
     "tiled": "register tiles of the gradient, masked as they are stored; empty ones skipped",
     "library": "torch's own product: on a masked copy, a panel at a time, or on the active channels alone",
 }
@@ -86,29 +86,56 @@ class Explanation:
         return "\n".join(lines)
 
 
+def _conv_arguments(
+    layer_or_mask: object, mask: Mask, batch: int, size: tuple[int, int] | None
+) -> tuple[list[int], list[int], torch.Tensor, list[torch.Tensor], list[int], list[int], list[int], int]:
+    """What the op masked_conv2d_candidates takes, of a layer or of one that keeps the size of images."""
+    if size is None or len(size) != 2:
+        raise ValueError(f"size must be height and width of a convolution's input, got {size!r}")
+    kernel = list(mask.shape[2:])
+    stride, padding, dilation, groups = [1, 1], [k // 2 for k in kernel], [1, 1], 1
+    if isinstance(layer_or_mask, nn.Conv2d):
+        stride, dilation, groups = list(layer_or_mask.stride), list(layer_or_mask.dilation), layer_or_mask.groups
+        if layer_or_mask.padding == "valid":
+            padding = [0, 0]
+        elif layer_or_mask.padding == "same":
+            padding = [d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True)]
+        else:
+            padding = [int(p) for p in layer_or_mask.padding]
+    if any(s + 2 * p < d * (k - 1) + 1 for s, p, d, k in zip(size, padding, dilation, kernel, strict=True)):
+        raise ValueError(f"size {tuple(size)} is smaller than the kernel {kernel} with padding {padding}")
+    images = [batch, mask.shape[1] * groups, *size]
+    return images, kernel, mask.bits, mask.plan if groups == 1 else [], stride, padding, dilation, groups
+
+
 def explain(
     layer_or_mask: nn.Module | Mask,
     batch: int = 1,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    size: tuple[int, int] | None = None,
 ) -> Explanation:
-    """Which kernels run a masked linear layer, by the functions that choose them in a call.
+    """Which kernels run a masked layer, by the functions that choose them in a call.
 
     Args:
-        layer_or_mask: a `MaskedLinear`, or the two-dimensional `Mask` of one.
-        batch: number of input rows (all leading dimensions together).
+        layer_or_mask: a `MaskedLinear` or `MaskedConv2d`, or the `Mask` of one; a convolution's mask alone is taken
+            for a layer that keeps the size of images (stride and dilation 1, half of the kernel as padding).
+        batch: number of input rows (all leading dimensions together), or of images.
         device: where; the layer's or mask's device by default.
         dtype: of the operands; the layer's, or float32.
+        size: height and width of a convolution's input.
 
     Raises:
         TypeError: neither a masked layer nor a mask, or a dtype that no kernel takes.
-        ValueError: a negative batch, or a mask that is no linear layer's.
+        ValueError: a negative batch, a mask of another shape, or a convolution without a size that its kernel fits.
     """
     mask = layer_or_mask if isinstance(layer_or_mask, Mask) else getattr(layer_or_mask, "mask", None)
     if not isinstance(mask, Mask):
         raise TypeError(f"layer_or_mask must be a masked layer or a Mask, got {type(layer_or_mask).__name__}")
-    if len(mask.shape) != 2:
-        raise ValueError(f"layer_or_mask must have a mask [out, in], got {list(mask.shape)}")
+    if len(mask.shape) not in (2, 4):
+        raise ValueError(
+            f"layer_or_mask must have a mask [out, in] or [out, in / groups, height, width], got {list(mask.shape)}"
+        )
     if batch < 0:
         raise ValueError(f"batch must not be negative, got {batch}")
     if isinstance(layer_or_mask, nn.Module):
@@ -121,23 +148,26 @@ def explain(
     if dtype not in FLOATING:
         raise TypeError(f"dtype must be float32, float64, bfloat16 or float16, got {dtype}")
 
-    op = "masked_linear"
+    conv = len(mask.shape) == 4
+    op = "masked_conv2d" if conv else "masked_linear"
+    about = _conv_arguments(layer_or_mask, mask, batch, size) if conv else (batch, mask.bits, mask.shape[1], mask.plan)
     backend = backends.choose(op, device_type, warn=False).name
     ruled_out = {
         name: reason or "not asked for" if backends.requested() else reason or "comes after it"
         for name, reason in backends.verdicts(op, device_type)
         if name != backend
     }
-    in_features = mask.shape[1]
-    plan = [*mask.plan, *getattr(layer_or_mask, "_packed", ())]
+    plan = [*about[3], *getattr(layer_or_mask, "_packed", ())]
+    candidates = getattr(torch.ops.maskfuse, f"{op}_candidates")
+    plain = "F.conv2d" if conv else "F.linear"
     kernels, estimates = {}, {}
     for direction in ("forward", "input_grad", "weight_grad"):
         if backend != "cpu":
-            kernels[direction] = "torch.where and F.linear"
-        elif mask.structure == "full" and LIBRARY_GEMM:
-            kernels[direction] = "F.linear"
+            kernels[direction] = f"torch.where and {plain}"
+        elif mask.structure == "full" and (conv or LIBRARY_GEMM):
+            kernels[direction] = plain
         else:
-            found = torch.ops.maskfuse.masked_linear_candidates(direction, batch, mask.bits, in_features, plan, dtype)
+            found = candidates(direction, *about[:3], plan, *about[4:], dtype)
             words = [line.split() for line in found.splitlines()]
             estimates[direction] = {kernel: float(time) / 1e3 for kernel, time, *_ in words}
             kernels[direction] = f"{words[0][0]} {torch.ops.maskfuse.cpu_level()}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +13,17 @@ from ..functional.masked_conv2d import checked_masked_conv2d
 from ..mask import Mask
 from ._masked import MaskedLayer
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 
 class MaskedConv2d(MaskedLayer, nn.Conv2d):
     """`nn.Conv2d` with a binary mask on its weight.
 
     `weight` stays a dense parameter `[out_channels, in_channels / groups, kernel_height, kernel_width]`. Under the mask
     it is zero, in value and in gradient, unless `set_mask(mask, retain=True)` keeps the values there; they contribute
-    nothing either way. The mask is saved and moved as `MaskedLinear`'s is.
+    nothing either way. The mask is saved and moved as `MaskedLinear`'s is. The output has the memory format of the
+    input; the weight itself stays contiguous when the layer is moved to channels_last.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype: as
@@ -57,6 +62,13 @@ class MaskedConv2d(MaskedLayer, nn.Conv2d):
             dtype=dtype,
         )
         self._set_up(mask)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        # `.to(memory_format=channels_last)` is for activations: kernels read the weight's rows, and would copy it.
+        if not self.weight.is_contiguous():
+            self.weight.data = self.weight.data.contiguous()
+        return self
 
     @staticmethod
     def _arguments(layer: Any) -> dict[str, Any]:
