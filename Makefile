@@ -28,6 +28,9 @@ test: build build/cmake/asan/.built build/cmake/release/.built
 
 bench: build
 	$(BIN)/python bench/bench_masked_linear.py
+	$(BIN)/python bench/bench_masked_conv2d.py
+	$(BIN)/python bench/bench_channel_gather.py
+	$(BIN)/python bench/models.py
 
 # In place, and found from the environment's Python.
 build: $(BUILT)

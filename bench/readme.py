@@ -104,6 +104,45 @@ def peers(result: dict) -> list[str]:
     ]
 
 
+def convolutions(result: dict) -> list[str]:
+    rows: dict[tuple, dict[str, str]] = {}
+    for r in result["rows"]:
+        name = r["mask"] if r["mask"] != "random" else f"{1 - r['density']:.0%}"
+        key = (f"{r['channels']}, {r['size']}x{r['size']}, {r['kernel']}x{r['kernel']}", name)
+        cell = f"{r['vs dense']:.2f} / {r['vs w*m']:.2f}"
+        rows.setdefault(key, {})[f"{r['section']}, {r['format']}"] = cell
+    columns = [f"{s}, {f}" for s in ("forward", "step", "packed") for f in ("NCHW", "channels_last")]
+    met = sum(t["met"] for t in result["targets"])
+    return [
+        *wrapped(
+            f"Convolutions, batch 8: {machine(result)}. How many times faster than the better of torch's dense "
+            "convolution in NCHW and channels_last / than `F.conv2d(x, w * m)` in the same format (step: forward and "
+            f"backward); {met} of {len(result['targets'])} targets are met:"
+        ),
+        "",
+        *table(
+            ["channels, image, kernel", "masked", *columns],
+            [[*key, *[cells.get(c, "") for c in columns]] for key, cells in rows.items()],
+        ),
+    ]
+
+
+def networks(result: dict) -> list[str]:
+    rows = [
+        [r["mask"], r["section"], r["format"], f"{r['ms']:.0f}", f"{r['vs dense']:.2f}"]
+        for r in result["rows"]
+        if r["mask"] != "dense"
+    ]
+    return [
+        *wrapped(
+            f"ResNet-18 on 32 x 32 digits, batch {result['rows'][0]['batch']}: {machine(result)}. How many times "
+            "faster than the dense network in the better format:"
+        ),
+        "",
+        *table(["masked", "", "format", "ms", "against dense"], rows),
+    ]
+
+
 def main() -> None:
     readme = ROOT / "README.md"
     text = readme.read_text()
@@ -112,6 +151,8 @@ def main() -> None:
         raise SystemExit(f"README.md has no {START} ... {END}")
     lines = layers(json.loads((RESULTS / "masked_linear.json").read_text()))
     lines += ["", *peers(json.loads((RESULTS / "peers_masked_linear.json").read_text()))]
+    lines += ["", *convolutions(json.loads((RESULTS / "masked_conv2d.json").read_text()))]
+    lines += ["", *networks(json.loads((RESULTS / "models.json").read_text()))]
     content = "\n".join([START, *lines, END])
     readme.write_text(pattern.sub(lambda match: content, text))
 
