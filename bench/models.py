@@ -1,7 +1,7 @@
 """A residual network on handwritten digits, dense and masked: forward and training step, end to end.
 
-The network is ResNet-18 as it is used on small images (He et al. 2016: 3 x 3 stem, four stages of two basic blocks); the
-images are scikit-learn's digits, four times enlarged to 32 x 32. Masked are all convolutions but the stem: the
+The network is ResNet-18 as it is used on small images (He et al. 2016: 3 x 3 stem, four stages of two basic blocks);
+the images are scikit-learn's digits, four times enlarged to 32 x 32. Masked are all convolutions but the stem: the
 smaller 90 % of each one's weights, or half of the channels, the same ones wherever activations are added.
 
 `vs dense` is against the better of the dense network in NCHW and channels_last. Ratios above 1 mean that maskfuse is
