@@ -131,8 +131,7 @@ def groups_of(input: Tensor, weight: Tensor, mask: Mask | Tensor, channels: Tens
     )
     if compact >= plain:
         return None
-    # Active channels first, each kind in rising order.
-    index = (~patterns).to(torch.uint8).argsort(dim=1, stable=True)[:, :largest].contiguous()
+    index = _channels.active_first(patterns)[:, :largest].contiguous()
     return Groups(order, sizes, counts, index)
 
 
