@@ -21,8 +21,8 @@ def way(request, monkeypatch):
     if request.param == "zeroed":
         monkeypatch.setattr(_channel_masks, "_CALL", 1 << 60)
     if request.param == "compact":
-        monkeypatch.setattr(_channel_masks, "_CALL", 0)
-        monkeypatch.setattr(_channel_masks, "_COPY", 0)
+        for cost in ("_CALL", "_COPY", "_WEIGHT", "_WINDOW_WEIGHT"):
+            monkeypatch.setattr(_channel_masks, cost, 0)
     return request.param
 
 
@@ -102,6 +102,30 @@ def test_conv2d(way, kind, weight_mask, memory_format):
         return y.contiguous(memory_format=memory_format)
 
     check_like_reference(ours, theirs, x, w, mask, b, channels, channels[..., None, None])
+
+
+@pytest.mark.parametrize("kind", ["three in turn", "top half", "some empty or full"])
+@pytest.mark.parametrize("size", [(7, 6), (1, 1), (1, 5)])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("geometry", [(), (2,), (1, 1)])
+def test_pointwise(way, kind, size, memory_format, geometry):
+    """Kernels of one pixel, which one product of matrices does where each image has its own channels."""
+    x = torch.randn(N, IN, *size, dtype=torch.float64).contiguous(memory_format=memory_format)
+    w, b = torch.randn(OUT, IN, 1, 1, dtype=torch.float64), torch.randn(OUT, dtype=torch.float64)
+    channels = masks(N, IN)[kind]
+
+    def ours(*args, channels):
+        return masked_conv2d(*args, *geometry, channels=channels)
+
+    def theirs(*args, channels):
+        y = reference.masked_conv2d(*args, *geometry, channels=channels)
+        return y if size == (1, 1) else y.contiguous(memory_format=memory_format)  # one pixel is either
+
+    for mask in (Mask.full(w.shape), Mask.random(w.shape, 0.5)):
+        check_like_reference(ours, theirs, x, w, mask, b, channels, channels[..., None, None])
+    if not geometry:
+        got = masked_conv2d(x, w, Mask.full(w.shape), channels=channels)
+        torch.testing.assert_close(got, reference.masked_conv2d(x, w, Mask.full(w.shape), channels=channels))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -20,9 +20,13 @@ from .._memory_format import memory_format_of
 from ..mask import Mask, describe
 from . import _channels, _check
 
-# Multiply-adds of a dense product in whose time one element is copied, and in whose time a group's calls are made.
+# Multiply-adds of a dense product in whose time one element is copied, ...
 _COPY = 32
-_CALL = 1 << 20
+# ... one weight is gathered for a group, or for a window of pixels also put in the order of torch's convolution, ...
+_WEIGHT = 64
+_WINDOW_WEIGHT = 192
+# ... and a group's calls are made.
+_CALL = 1 << 22
 
 
 class Groups(NamedTuple):
@@ -34,12 +38,14 @@ class Groups(NamedTuple):
         counts: active channels of each group.
         channels: int64 `[G, K]` with K the largest count: the active channels of each group in rising order, filled up
             with inactive ones.
+        batched: each sample has a group of its own, and one product of matrices does them all.
     """
 
     order: Tensor | None
     sizes: list[int]
     counts: list[int]
     channels: Tensor
+    batched: bool
 
 
 def check(channels: Tensor, input: Tensor, shape: Sequence[int]) -> None:
@@ -80,14 +86,22 @@ def _share(mask: Mask | Tensor) -> float:
     return density if mask.structure == "channels" else min(1.0, 0.1 + 2 * density)
 
 
-def groups_of(input: Tensor, weight: Tensor, mask: Mask | Tensor, channels: Tensor, positions: int) -> Groups | None:
+def groups_of(
+    input: Tensor,
+    weight: Tensor,
+    mask: Mask | Tensor,
+    channels: Tensor,
+    positions: int = 1,
+    pointwise: bool = False,
+) -> Groups | None:
     """The groups in which to compute, or None where a zeroed input is estimated to be faster.
 
-    The compact way counts a multiply-add for each sample, position of the output and active weight, 32 for each
-    element that it copies (active channels of the input, a weight for each group and, where there are several groups,
-    the output) and 2^20 for each group. The plain way counts those of all channels, less what the weight's own mask
-    saves, and 32 for each element of the input. The compact way is taken only where values may be looked at: not
-    in traced or transformed code, nor on other devices than the CPU.
+    The compact way counts a multiply-add for each sample, position of the output and active weight, 32 for each element
+    that it copies (active channels of the input and, where there are several groups, the output), 64 for each active
+    weight of a group, 192 where the kernel is no single pixel, and 2^22 for each group (once where one product does
+    them all). The plain way counts the multiply-adds of all channels, less what the weight's own mask saves, and 32 for
+    each element of the input. The compact way is taken only where values may be looked at: not in traced or
+    transformed code, nor on other devices than the CPU.
 
     Args:
         input: `[N, C, ...]`.
@@ -95,6 +109,7 @@ def groups_of(input: Tensor, weight: Tensor, mask: Mask | Tensor, channels: Tens
         mask: the weight's.
         channels: bool `[N, C]` or `[C]`.
         positions: results that a sample has for each output channel.
+        pointwise: a convolution by single pixels that leaves none out.
     """
     samples, width = input.shape[:2]
     if not _channels.values_are_known(input) or not _channels.values_are_known(channels):
@@ -104,6 +119,7 @@ def groups_of(input: Tensor, weight: Tensor, mask: Mask | Tensor, channels: Tens
     a_channel = weight.numel() // width  # weights that meet one input channel
     plane = math.prod(input.shape[2:])
     plain = samples * width * (a_channel * positions * _share(mask) + plane * _COPY)
+    gathered = _WEIGHT if math.prod(weight.shape[2:]) == 1 else _WINDOW_WEIGHT
     masked_copy = 0 if isinstance(mask, Mask) and mask.known_full else weight.numel() * _COPY
 
     members: dict[tuple[int, ...], list[int]] = {}
@@ -112,7 +128,7 @@ def groups_of(input: Tensor, weight: Tensor, mask: Mask | Tensor, channels: Tens
     else:
         for sample, row in enumerate(torch.ops.maskfuse.mask_pack(channels).tolist()):
             members.setdefault(tuple(row), []).append(sample)
-            if len(members) * _CALL > plain:
+            if len(members) * _CALL > plain and not pointwise:
                 return None
         together = [sample for group in members.values() for sample in group]
         sizes = [len(group) for group in members.values()]
@@ -122,17 +138,19 @@ def groups_of(input: Tensor, weight: Tensor, mask: Mask | Tensor, channels: Tens
     largest = max(counts)
     if largest == 0:
         return None
-    outputs = samples * weight.shape[0] * positions if len(sizes) > 1 else 0
+    batched = pointwise and 1 < len(sizes) == samples and min(counts) == largest
+    outputs = samples * weight.shape[0] * positions if len(sizes) > 1 and not batched else 0
     compact = (
         sum(size * count for size, count in zip(sizes, counts, strict=True)) * a_channel * positions
-        + (samples * largest * plane + sum(counts) * a_channel + outputs) * _COPY
+        + (samples * largest * plane + outputs) * _COPY
+        + sum(counts) * a_channel * gathered
         + masked_copy
-        + len(sizes) * _CALL
+        + (1 if batched else len(sizes)) * _CALL
     )
     if compact >= plain:
         return None
     index = _channels.active_first(patterns)[:, :largest].contiguous()
-    return Groups(order, sizes, counts, index)
+    return Groups(order, sizes, counts, index, batched)
 
 
 def compute(
@@ -151,6 +169,9 @@ def compute(
     samples, width, out = input.shape[0], input.shape[1], weight.shape[0]
     rows = groups.channels[0] if len(groups.sizes) == 1 else _repeated(groups)
     values = ops.channel_gather(input, rows, width, groups.order, samples)
+    if groups.batched:
+        weights = ops.channel_gather(weight.flatten(1), groups.channels.flatten(), width, None, out)
+        return _batched(values, weights.unflatten(1, groups.channels.shape).movedim(1, 0), bias)
     results = []
     for i, part in enumerate(values.split(groups.sizes)):
         count = groups.counts[i]
@@ -171,3 +192,15 @@ def compute(
 
 def _repeated(groups: Groups) -> Tensor:
     return groups.channels.repeat_interleave(torch.tensor(groups.sizes), 0)
+
+
+def _batched(values: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
+    """`[N, O, *]` from `[N, K, *]` and a matrix for each sample, `[N, O, K]`; channels_last from channels_last."""
+    if values.dim() == 4 and memory_format_of(values) == torch.channels_last:
+        pixels = values.movedim(1, -1)
+        left, right = pixels.flatten(1, 2), weights.transpose(1, 2)
+        product = torch.bmm(left, right) if bias is None else torch.baddbmm(bias, left, right)
+        return product.unflatten(1, pixels.shape[1:3]).movedim(-1, 1)
+    planes = values.flatten(2)
+    product = torch.bmm(weights, planes) if bias is None else torch.baddbmm(bias[:, None], weights, planes)
+    return product.unflatten(2, values.shape[2:])

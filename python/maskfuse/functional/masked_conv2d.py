@@ -53,13 +53,18 @@ def _of_channels(
     channels: Tensor,
 ) -> Tensor:
     size = output_size(images.shape[2:], weight.shape[2:], *geometry[:3])
+    pointwise = list(weight.shape[2:]) == [1, 1] and (geometry.stride, geometry.padding) == ([1, 1], [0, 0])
     groups = None
     if geometry.groups == 1:
-        groups = _channel_masks.groups_of(images, weight, mask, channels, size[0] * size[1])
+        groups = _channel_masks.groups_of(images, weight, mask, channels, size[0] * size[1], pointwise)
     if groups is None:
         return _kernels(_channel_masks.zeroed(images, channels, 2), weight, mask, bias, geometry, packed)
     dense = _channel_masks.effective_weight(weight, mask)
-    return _channel_masks.compute(groups, images, dense, bias, lambda x, w, b: F.conv2d(x, w, b, *geometry), size)
+
+    def product(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        return F.conv2d(x, w, b, *geometry)
+
+    return _channel_masks.compute(groups, images, dense, bias, product, size)
 
 
 extend("cpu", {"masked_conv2d": _kernels})
@@ -90,8 +95,9 @@ def masked_conv2d(
     With `channels` it is the convolution of `where(channels, input, 0)`: inactive channels contribute nothing even when
     they are NaN, and their gradient is exactly 0. Images with the same channels are computed together on those
     channels alone where that is estimated to be faster than zeroing the input: multiply-adds saved against 32 for each
-    element copied (active channels, the weight's columns once a group, the output of several groups) and 2^20 a group.
-    The input is zeroed in traced and transformed code, on other devices than the CPU, and in groups.
+    element copied (active channels, the output of several groups), 64 for each active weight of a group (192 for
+    kernels larger than a pixel) and 2^22 for each group. The input is zeroed in traced and transformed code, on other
+    devices than the CPU, and in groups.
 
     Args:
         input: `[batch, in, height, width]` or `[in, height, width]`, any strides, float32, float64, bfloat16 or

@@ -38,7 +38,7 @@ def _of_channels(
     if rows.dim() != 2:
         return None
     flags = channels if channels.dim() == 1 else channels.reshape(rows.shape)
-    groups = _channel_masks.groups_of(rows, weight, mask, flags, 1)
+    groups = _channel_masks.groups_of(rows, weight, mask, flags)
     if groups is None:
         return None
     output = _channel_masks.compute(groups, rows, _channel_masks.effective_weight(weight, mask), bias, F.linear)
