@@ -10,8 +10,9 @@ from torch.nn import functional as F
 from .. import ops, reference
 from ..backends import choose, extend
 from ..mask import Mask
+from ..ops.masked_conv2d import output_size
 from . import _backends as _backends
-from . import _check
+from . import _channel_masks, _check
 from ._conv import Geometry, Pair, check_weight, convolve
 
 
@@ -42,6 +43,30 @@ def _reference(
     return reference.masked_conv2d(input, weight, mask, bias, *geometry)
 
 
+def _of_channels(
+    images: Tensor,
+    weight: Tensor,
+    mask: Mask | Tensor,
+    bias: Tensor | None,
+    geometry: Geometry,
+    packed: Sequence[Tensor],
+    channels: Tensor,
+) -> Tensor:
+    size = output_size(images.shape[2:], weight.shape[2:], *geometry[:3])
+    pointwise = list(weight.shape[2:]) == [1, 1] and (geometry.stride, geometry.padding) == ([1, 1], [0, 0])
+    groups = None
+    if geometry.groups == 1:
+        groups = _channel_masks.groups_of(images, weight, mask, channels, size[0] * size[1], pointwise)
+    if groups is None:
+        return _kernels(_channel_masks.zeroed(images, channels, 2), weight, mask, bias, geometry, packed)
+    dense = _channel_masks.effective_weight(weight, mask)
+
+    def product(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        return F.conv2d(x, w, b, *geometry)
+
+    return _channel_masks.compute(groups, images, dense, bias, product, size)
+
+
 extend("cpu", {"masked_conv2d": _kernels})
 extend("reference", {"masked_conv2d": _reference})
 
@@ -55,6 +80,7 @@ def masked_conv2d(
     padding: Pair | str = 0,
     dilation: Pair = 1,
     groups: int = 1,
+    channels: Tensor | None = None,
 ) -> Tensor:
     """Convolution with a masked weight: `F.conv2d(input, where(mask, weight, 0), bias, ...)`.
 
@@ -66,6 +92,13 @@ def masked_conv2d(
     bitwise the same for the same inputs and any number of threads, unless `explain` names the library: torch's own
     convolution, which runs on a masked copy of the weight where that is faster, in groups, and for a floating mask.
 
+    With `channels` it is the convolution of `where(channels, input, 0)`: inactive channels contribute nothing even when
+    they are NaN, and their gradient is exactly 0. Images with the same channels are computed together on those
+    channels alone where that is estimated to be faster than zeroing the input: multiply-adds saved against 32 for each
+    element copied (active channels, the output of several groups), 64 for each active weight of a group (192 for
+    kernels larger than a pixel) and 2^22 for each group. The input is zeroed in traced and transformed code, on other
+    devices than the CPU, and in groups.
+
     Args:
         input: `[batch, in, height, width]` or `[in, height, width]`, any strides, float32, float64, bfloat16 or
             float16.
@@ -76,6 +109,7 @@ def masked_conv2d(
         bias: `[out]` or None.
         stride, padding, dilation: one integer, or those of height and width; `padding` may be `"same"` or `"valid"`.
         groups: parts that input and output channels are cut into.
+        channels: bool `[batch, in]`, or `[in]` for all images alike (and without `batch`): what is false takes no part.
 
     Returns:
         `[batch, out, out_height, out_width]`, or without `batch`, the input's dtype.
@@ -85,7 +119,7 @@ def masked_conv2d(
         ValueError: shapes, devices or a geometry that do not fit.
         RuntimeError: the backend asked for cannot run on the input's device.
     """
-    return checked_masked_conv2d(input, weight, mask, bias, stride, padding, dilation, groups)
+    return checked_masked_conv2d(input, weight, mask, bias, stride, padding, dilation, groups, channels=channels)
 
 
 def checked_masked_conv2d(
@@ -98,6 +132,7 @@ def checked_masked_conv2d(
     dilation: Pair,
     groups: int,
     packed: Sequence[Tensor] = (),
+    channels: Tensor | None = None,
 ) -> Tensor:
     """`masked_conv2d` of a weight that may have been packed: `packed` is what the op `masked_conv2d_pack` gave."""
     _check.floating(input, "input")
@@ -107,9 +142,18 @@ def checked_masked_conv2d(
     soft = binary if isinstance(binary, Tensor) else None
     input, weight, bias, soft = _check.autocast(input, weight, bias, soft)
     effective = binary if soft is None else soft
-    run = choose("masked_conv2d", input.device.type).ops["masked_conv2d"]
+    backend = choose("masked_conv2d", input.device.type)
+
+    def run(images: Tensor, geometry: Geometry) -> Tensor:
+        if channels is not None:
+            _channel_masks.check(channels, input, input.shape[:-2])
+            if backend.name == "cpu":
+                return _of_channels(images, weight, effective, bias, geometry, packed, channels)
+            images = _channel_masks.zeroed(images, channels, 2)
+        return backend.ops["masked_conv2d"](images, weight, effective, bias, geometry, packed)
+
     return convolve(
-        lambda images, geometry: run(images, weight, effective, bias, geometry, packed),
+        run,
         input,
         weight,
         bias,

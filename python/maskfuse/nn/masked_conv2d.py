@@ -81,13 +81,23 @@ class MaskedConv2d(MaskedLayer, nn.Conv2d):
             return []
         return torch.ops.maskfuse.masked_conv2d_pack(self.weight.detach(), self._mask.bits, self._mask.plan)
 
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """What `nn.Conv2d.forward` calls; `input` `[batch, in_channels, height, width]`, or without `batch`."""
+    def forward(self, input: Tensor, channels: Tensor | None = None) -> Tensor:
+        """`input` `[batch, in_channels, height, width]`, or without `batch`; see `maskfuse.masked_conv2d`.
+
+        Args:
+            input: the images.
+            channels: bool `[batch, in_channels]` or `[in_channels]`: input channels that take part, or None for all.
+        """
+        return self._conv_forward(input, self.weight, self.bias, channels)
+
+    def _conv_forward(
+        self, input: Tensor, weight: Tensor, bias: Tensor | None, channels: Tensor | None = None
+    ) -> Tensor:
         padding = self.padding
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = (0, 0)
         packed = self._packed if self._packed and self._packed_holds(weight) else []
         return checked_masked_conv2d(
-            input, weight, self._mask, bias, self.stride, padding, self.dilation, self.groups, packed
+            input, weight, self._mask, bias, self.stride, padding, self.dilation, self.groups, packed, channels
         )

@@ -54,12 +54,24 @@ class MaskedLinear(MaskedLayer, nn.Linear):
     def _pack(self) -> list[Tensor]:
         return torch.ops.maskfuse.masked_linear_pack(self.weight.detach(), self._mask.bits, self._mask.plan)
 
-    def forward(self, input: Tensor) -> Tensor:
-        """`input` `[..., in_features]` -> `[..., out_features]`; see `maskfuse.masked_linear`."""
+    def forward(self, input: Tensor, channels: Tensor | None = None) -> Tensor:
+        """`input` `[..., in_features]` -> `[..., out_features]`; see `maskfuse.masked_linear`.
+
+        Args:
+            input: the rows.
+            channels: bool of the input's shape or `[in_features]`: input features that take part, or None for all.
+        """
         weight, bias, mask, packed = self.weight, self.bias, self._mask, self._packed
         if packed and not self._packed_holds(weight):
             packed = []
-        if type(input) is Tensor and input.is_cpu and weight.is_cpu and ops.plain() and requested() is None:
+        if (
+            channels is None
+            and type(input) is Tensor
+            and input.is_cpu
+            and weight.is_cpu
+            and ops.plain()
+            and requested() is None
+        ):
             # The short way to the op, which checks its operands as well; where it refuses, the long way says why.
             plan = [*mask.plan, *packed] if packed else mask.plan
             if mask.known_full and ops.LIBRARY_GEMM:
@@ -72,4 +84,4 @@ class MaskedLinear(MaskedLayer, nn.Linear):
                 return ops.masked_linear_unrecorded(input, weight, mask.bits, plan, bias)
             except RuntimeError:
                 pass
-        return checked_masked_linear(input, weight, mask, bias, packed)
+        return checked_masked_linear(input, weight, mask, bias, packed, channels)

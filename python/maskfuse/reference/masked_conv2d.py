@@ -20,6 +20,7 @@ def masked_conv2d(
     padding: Any = 0,
     dilation: Any = 1,
     groups: int = 1,
+    channels: Tensor | None = None,
 ) -> Tensor:
     """`F.conv2d` with `where(mask, weight, 0)`, or with `weight * mask` for a floating mask.
 
@@ -29,7 +30,10 @@ def masked_conv2d(
         mask: `Mask` or bool or 0/1 integer tensor of the weight's shape (binary), or floating tensor (real-valued).
         bias: `[out]` or None.
         stride, padding, dilation, groups: as `F.conv2d` has them.
+        channels: bool `[batch, in]` or `[in]`: the input is 0 where it is false. None: as it is.
     """
+    if channels is not None:
+        input = torch.where(channels[..., None, None], input, torch.zeros((), dtype=input.dtype))
     if isinstance(mask, Mask):
         mask = mask.dense()
     if mask.is_floating_point():

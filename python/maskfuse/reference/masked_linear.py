@@ -9,7 +9,13 @@ from torch.nn import functional as F
 from ..mask import Mask
 
 
-def masked_linear(input: Tensor, weight: Tensor, mask: Mask | Tensor, bias: Tensor | None = None) -> Tensor:
+def masked_linear(
+    input: Tensor,
+    weight: Tensor,
+    mask: Mask | Tensor,
+    bias: Tensor | None = None,
+    channels: Tensor | None = None,
+) -> Tensor:
     """`input @ where(mask, weight, 0).T + bias`, or `input @ (weight * mask).T + bias` with a floating mask.
 
     Args:
@@ -17,7 +23,10 @@ def masked_linear(input: Tensor, weight: Tensor, mask: Mask | Tensor, bias: Tens
         weight: `[out, in]`.
         mask: `Mask` or bool or 0/1 integer tensor `[out, in]` (binary), or floating tensor (real-valued).
         bias: `[out]` or None.
+        channels: bool of the input's shape or `[in]`: the input is 0 where it is false. None: as it is.
     """
+    if channels is not None:
+        input = torch.where(channels, input, torch.zeros((), dtype=input.dtype))
     if isinstance(mask, Mask):
         mask = mask.dense()
     if mask.is_floating_point():

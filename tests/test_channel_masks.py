@@ -1,0 +1,358 @@
+"""Channel masks on the inputs of masked_conv2d and masked_linear: both ways to compute against the reference."""
+
+from __future__ import annotations
+
+import maskfuse
+import pytest
+import torch
+from conftest import DTYPES
+from maskfuse import Mask, masked_conv2d, masked_linear, reference
+from maskfuse.functional import _channel_masks
+from maskfuse.nn import MaskedConv2d, MaskedLinear
+from torch.autograd import gradcheck, gradgradcheck
+from torch.func import grad, vmap
+
+N, IN, OUT = 6, 9, 5
+
+
+@pytest.fixture(params=["compact", "zeroed", "estimated"])
+def way(request, monkeypatch):
+    """Each way to compute, and the one that the estimate chooses."""
+    if request.param == "zeroed":
+        monkeypatch.setattr(_channel_masks, "_CALL", 1 << 60)
+    if request.param == "compact":
+        for cost in ("_CALL", "_COPY", "_WEIGHT", "_WINDOW_WEIGHT"):
+            monkeypatch.setattr(_channel_masks, cost, 0)
+    return request.param
+
+
+def masks(samples, width):
+    """By name: what samples may share, in and out of order, with nothing and everything active among them."""
+    base = torch.rand(3, width) > 0.5
+    top = torch.rand(samples, width).topk(width // 2).indices
+    every = torch.zeros(samples, width, dtype=torch.bool)
+    mixed = base[torch.arange(samples) % 3]
+    ends = mixed.clone()
+    ends[0], ends[-1], ends[2] = True, False, False
+    return {
+        "alike": torch.rand(width) > 0.5,
+        "alike, a row each": base[:1].expand(samples, width),
+        "three in turn": mixed,
+        "in order": base[:2].repeat_interleave(samples // 2, 0),
+        "top half": every.scatter(1, top, True),
+        "some empty or full": ends,
+        "none": every,
+        "none at all": torch.zeros(width, dtype=torch.bool),
+        "all": ~every,
+    }
+
+
+KINDS = list(masks(N, IN))
+
+
+def weight_masks(shape):
+    return {
+        "full": Mask.full(shape),
+        "random": Mask.random(shape, 0.3),
+        "channels": Mask.channels(shape, out=torch.tensor([0, 3]), inp=torch.tensor([1, 4, 7])),
+        "bool": torch.rand(shape) > 0.5,
+        "real": torch.rand(shape, dtype=torch.float64),
+    }
+
+
+def check_like_reference(ours, theirs, input, weight, mask, bias, channels, flags):
+    """Values and all gradients; `flags` is the mask as it broadcasts over the input."""
+    results = []
+    for function in (ours, theirs):
+        x, w, b = (t.clone().requires_grad_() for t in (input, weight, bias))
+        y = function(x, w, mask, b, channels=channels)
+        y.pow(2).sum().backward()
+        results.append((y.detach(), x.grad, w.grad, b.grad))
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want)
+    y, gx, gw, _ = results[0]
+    assert y.stride() == results[1][0].stride()
+    assert not gx[~flags.expand_as(gx)].any()
+    if not (isinstance(mask, torch.Tensor) and mask.is_floating_point()):
+        dense = mask.dense() if isinstance(mask, Mask) else mask
+        assert not gw[~dense].any()
+    # What is inactive may be anything.
+    poisoned = torch.where(flags, input, torch.tensor([float("nan"), float("inf")])[torch.randint(2, input.shape)])
+    poisoned, weight = poisoned.requires_grad_(), weight.clone().requires_grad_()
+    again = ours(poisoned, weight, mask, bias, channels=channels)
+    torch.testing.assert_close(again, y)
+    again.pow(2).sum().backward()
+    torch.testing.assert_close(poisoned.grad, gx)
+    torch.testing.assert_close(weight.grad, gw)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("weight_mask", ["full", "random", "channels", "bool", "real"])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+def test_conv2d(way, kind, weight_mask, memory_format):
+    x = torch.randn(N, IN, 7, 6, dtype=torch.float64).contiguous(memory_format=memory_format)
+    w, b = torch.randn(OUT, IN, 3, 2, dtype=torch.float64), torch.randn(OUT, dtype=torch.float64)
+    mask, channels = weight_masks(w.shape)[weight_mask], masks(N, IN)[kind]
+
+    def ours(*args, channels):
+        return masked_conv2d(*args, (2, 1), (1, 0), (1, 2), channels=channels)
+
+    def theirs(*args, channels):
+        y = reference.masked_conv2d(*args, (2, 1), (1, 0), (1, 2), channels=channels)
+        return y.contiguous(memory_format=memory_format)
+
+    check_like_reference(ours, theirs, x, w, mask, b, channels, channels[..., None, None])
+
+
+@pytest.mark.parametrize("kind", ["three in turn", "top half", "some empty or full"])
+@pytest.mark.parametrize("size", [(7, 6), (1, 1), (1, 5)])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("geometry", [(), (2,), (1, 1)])
+def test_pointwise(way, kind, size, memory_format, geometry):
+    """Kernels of one pixel, which one product of matrices does where each image has its own channels."""
+    x = torch.randn(N, IN, *size, dtype=torch.float64).contiguous(memory_format=memory_format)
+    w, b = torch.randn(OUT, IN, 1, 1, dtype=torch.float64), torch.randn(OUT, dtype=torch.float64)
+    channels = masks(N, IN)[kind]
+
+    def ours(*args, channels):
+        return masked_conv2d(*args, *geometry, channels=channels)
+
+    def theirs(*args, channels):
+        y = reference.masked_conv2d(*args, *geometry, channels=channels)
+        return y if size == (1, 1) else y.contiguous(memory_format=memory_format)  # one pixel is either
+
+    for mask in (Mask.full(w.shape), Mask.random(w.shape, 0.5)):
+        check_like_reference(ours, theirs, x, w, mask, b, channels, channels[..., None, None])
+    if not geometry:
+        got = masked_conv2d(x, w, Mask.full(w.shape), channels=channels)
+        torch.testing.assert_close(got, reference.masked_conv2d(x, w, Mask.full(w.shape), channels=channels))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("weight_mask", ["full", "random", "channels", "bool", "real"])
+def test_linear(way, kind, weight_mask):
+    x = torch.randn(N, IN, dtype=torch.float64)
+    w, b = torch.randn(OUT, IN, dtype=torch.float64), torch.randn(OUT, dtype=torch.float64)
+    mask, channels = weight_masks(w.shape)[weight_mask], masks(N, IN)[kind]
+    check_like_reference(masked_linear, reference.masked_linear, x, w, mask, b, channels, channels)
+
+
+def test_the_ways_are_taken(monkeypatch):
+    """One call a group where grouping pays, none where it does not."""
+    calls = []
+    compute = _channel_masks.compute
+    monkeypatch.setattr(_channel_masks, "compute", lambda groups, *a: calls.append(groups) or compute(groups, *a))
+    x, w = torch.randn(8, 64, 14, 14), torch.randn(64, 64, 3, 3)
+    channels = torch.rand(2, 64).topk(32).indices
+    channels = torch.zeros(2, 64, dtype=torch.bool).scatter(1, channels, True)[torch.tensor([0, 1, 1, 0, 1, 0, 0, 0])]
+    got = masked_conv2d(x, w, Mask.full(w.shape), None, 1, 1, channels=channels)
+    want = reference.masked_conv2d(x, w, Mask.full(w.shape), None, 1, 1, channels=channels)
+    torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+    assert [(g.sizes, g.counts) for g in calls] == [([5, 3], [32, 32])]
+    assert calls[0].order.tolist() == [0, 3, 5, 6, 7, 1, 2, 4]
+    masked_conv2d(x, w, Mask.full(w.shape), None, 1, 1, channels=channels[0])
+    assert (calls[1].order, calls[1].sizes) == (None, [8])
+    # A few pixels do not pay for a weight's columns; a mask that leaves little does not either; nor do groups.
+    masked_conv2d(x[:, :, :1, :1], w, Mask.full(w.shape), None, 1, 1, channels=channels)
+    masked_conv2d(x, w, Mask.random(w.shape, 0.02), None, 1, 1, channels=channels)
+    masked_conv2d(x, torch.randn(64, 32, 3, 3), Mask.full((64, 32, 3, 3)), None, 1, 1, 1, 2, channels=channels)
+    masked_conv2d(x, w, Mask.full(w.shape), None, 1, 1, channels=torch.ones(8, 64, dtype=torch.bool))
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("padding", ["same", "valid", 1])
+@pytest.mark.parametrize("groups", [1, 3, 9])
+def test_conv2d_padding_and_groups(way, padding, groups):
+    x, w = torch.randn(N, IN, 7, 6), torch.randn(2 * IN, IN // groups, 3, 3)
+    channels = masks(N, IN)["three in turn"]
+    poisoned = x.masked_fill(~channels[:, :, None, None], float("nan"))
+    args = (w, Mask.random(w.shape, 0.5), torch.randn(2 * IN), 1, padding, 1, groups)
+    want = reference.masked_conv2d(x, *args, channels=channels)
+    torch.testing.assert_close(masked_conv2d(poisoned, *args, channels=channels), want, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dtypes(way, dtype):
+    x, w, b = (
+        torch.randn(N, IN, 5, 5, dtype=dtype),
+        torch.randn(OUT, IN, 3, 3, dtype=dtype),
+        torch.randn(OUT, dtype=dtype),
+    )
+    channels = masks(N, IN)["some empty or full"]
+    got = masked_conv2d(x, w, Mask.full(w.shape), b, channels=channels)
+    want = reference.masked_conv2d(x.double(), w.double(), Mask.full(w.shape), b.double(), channels=channels)
+    assert got.dtype == dtype
+    close = {"atol": 0.05, "rtol": 0.02} if dtype.itemsize == 2 else {"atol": 1e-4, "rtol": 1e-4}
+    torch.testing.assert_close(got.double(), want, **close)
+    x, w = x[:, :, 0, 0], w[:, :, 0, 0]
+    got = masked_linear(x, w, Mask.full(w.shape), b, channels)
+    want = reference.masked_linear(x.double(), w.double(), Mask.full(w.shape), b.double(), channels)
+    torch.testing.assert_close(got.double(), want, **close)
+
+
+def test_every_backend(backend):
+    x, w = torch.randn(N, IN, 5, 5), torch.randn(OUT, IN, 3, 3)
+    for channels in masks(N, IN).values():
+        poisoned = x.masked_fill(~channels[..., None, None], float("nan"))
+        mask = Mask.random(w.shape, 0.4)
+        want = reference.masked_conv2d(x, w, mask, channels=channels)
+        torch.testing.assert_close(masked_conv2d(poisoned, w, mask, channels=channels), want, atol=1e-5, rtol=1e-4)
+        flat, wl, ml = poisoned[:, :, 0, 0], w[:, :, 0, 0], mask.dense()[:, :, 0, 0]
+        want = reference.masked_linear(x[:, :, 0, 0], wl, ml, channels=channels)
+        torch.testing.assert_close(masked_linear(flat, wl, ml, channels=channels), want, atol=1e-5, rtol=1e-4)
+
+
+def test_without_batch_and_leading_dimensions(way):
+    x, w = torch.randn(IN, 5, 5), torch.randn(OUT, IN, 3, 3)
+    channels = torch.rand(IN) > 0.5
+    want = reference.masked_conv2d(x, w, Mask.full(w.shape), channels=channels)
+    torch.testing.assert_close(masked_conv2d(x, w, Mask.full(w.shape), channels=channels), want, atol=1e-5, rtol=1e-4)
+    w = w[:, :, 0, 0]
+    for shape in ((IN,), (2, 3, IN), (0, IN), (2, 0, IN)):
+        x = torch.randn(shape)
+        for channels in (torch.rand(shape) > 0.5, torch.rand(IN) > 0.5):
+            want = reference.masked_linear(x, w, Mask.full(w.shape), channels=channels)
+            torch.testing.assert_close(masked_linear(x, w, Mask.full(w.shape), channels=channels), want)
+
+
+def test_empty(way):
+    w, b = torch.randn(OUT, IN, 3, 3, requires_grad=True), torch.randn(OUT)
+    for channels in (torch.zeros(0, IN, dtype=torch.bool), torch.zeros(IN, dtype=torch.bool)):
+        x = torch.zeros(0, IN, 5, 5, requires_grad=True)
+        y = masked_conv2d(x, w, Mask.full(w.shape), b, channels=channels)
+        assert y.shape == (0, OUT, 3, 3)
+        y.sum().backward()
+        assert x.grad.shape == x.shape and not w.grad.any()
+    y = masked_linear(torch.zeros(2, 0), torch.zeros(3, 0), Mask.full((3, 0)), b[:3], torch.zeros(2, 0).bool())
+    assert torch.equal(y, b[:3].expand(2, 3))
+
+
+@pytest.mark.parametrize("kind", ["alike", "three in turn", "top half", "some empty or full"])
+def test_gradcheck(way, kind):
+    channels = masks(N, IN)[kind]
+    x = torch.randn(N, IN, 3, 3, dtype=torch.float64, requires_grad=True)
+    w = torch.randn(3, IN, 2, 2, dtype=torch.float64, requires_grad=True)
+    b = torch.randn(3, dtype=torch.float64, requires_grad=True)
+    mask = Mask.random(w.shape, 0.6)
+
+    def conv(x, w, b):
+        return masked_conv2d(x, w, mask, b, 2, 1, channels=channels)
+
+    def linear(x, w, b):
+        return masked_linear(x[:, :, 0, 0], w[:, :, 0, 0], mask.dense()[:, :, 0, 0], b, channels)
+
+    for function in (conv, linear):
+        assert gradcheck(function, (x, w, b), fast_mode=True)
+        assert gradgradcheck(function, (x, w, b), fast_mode=True)
+
+
+def test_func_transforms(way):
+    x, w, channels = torch.randn(N, IN), torch.randn(OUT, IN), masks(N, IN)["three in turn"]
+    mask = Mask.random(w.shape, 0.5)
+
+    def loss(function):
+        return lambda x, w, channels: function(x, w, mask, None, channels).pow(2).sum()
+
+    got, want = (grad(loss(m.masked_linear), 1)(x, w, channels) for m in (maskfuse, reference))
+    torch.testing.assert_close(got, want)
+    got, want = (vmap(grad(loss(m.masked_linear), 1), (0, None, 0))(x, w, channels) for m in (maskfuse, reference))
+    torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("layer", [MaskedConv2d(IN, OUT, 3, padding=1), MaskedLinear(IN, OUT)], ids=["conv", "linear"])
+def test_compile(layer):
+    torch._dynamo.reset()
+    layer.set_mask(Mask.random(layer.weight.shape, 0.5))
+    x = torch.randn(N, IN, 5, 5) if isinstance(layer, MaskedConv2d) else torch.randn(N, IN)
+    channels = masks(N, IN)["three in turn"]
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    results = []
+    for module in (layer, compiled):
+        layer.zero_grad()
+        a = x.clone().requires_grad_()
+        y = module(a, channels=channels)
+        y.pow(2).sum().backward()
+        results.append((y, a.grad, layer.weight.grad))
+    for eager, traced in zip(*results, strict=True):
+        torch.testing.assert_close(eager, traced, atol=1e-5, rtol=1e-4)
+
+
+def test_layers(way):
+    channels = masks(N, IN)["three in turn"]
+    x = torch.randn(N, IN, 6, 5)
+    poisoned = x.masked_fill(~channels[:, :, None, None], float("nan"))
+    zeros = x.masked_fill(~channels[:, :, None, None], 0)
+    for mode in ("zeros", "reflect", "circular"):
+        conv = MaskedConv2d(IN, OUT, 3, padding=1, padding_mode=mode, mask=Mask.random((OUT, IN, 3, 3), 0.4))
+        torch.testing.assert_close(conv(poisoned, channels=channels), conv(zeros), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(conv(poisoned, channels), conv(zeros), atol=1e-5, rtol=1e-4)
+    linear = MaskedLinear(IN, OUT, mask=Mask.random((OUT, IN), 0.4))
+    got = linear(poisoned[:, :, 0, 0], channels=channels)
+    torch.testing.assert_close(got, linear(zeros[:, :, 0, 0]), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast(way, dtype):
+    channels = masks(N, IN)["three in turn"]
+    layer = MaskedConv2d(IN, OUT, 3)
+    x = torch.randn(N, IN, 6, 5, requires_grad=True)
+    with torch.autocast("cpu", dtype):
+        y = layer(x, channels=channels)
+    assert y.dtype == dtype
+    y.float().sum().backward()
+    assert x.grad.dtype == layer.weight.grad.dtype == torch.float32
+    torch.testing.assert_close(y.float(), layer(x, channels=channels), atol=0.05, rtol=0.02)
+
+
+X, W, C = torch.randn(N, IN, 4, 4), torch.randn(OUT, IN, 3, 3), torch.ones(N, IN, dtype=torch.bool)
+M = Mask.full(W.shape)
+XL, WL, ML = X[:, :, 0, 0], W[:, :, 0, 0], Mask.full((OUT, IN))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: masked_conv2d(X, W, M, channels=C.int()), TypeError, r"channels must be a bool tensor, got int32"),
+        (lambda: masked_conv2d(X, W, M, channels=[True]), TypeError, r"channels must be a bool tensor, got list"),
+        (
+            lambda: masked_conv2d(X, W, M, channels=C[:, :4]),
+            ValueError,
+            r"channels must have shape \[9\] or \[6, 9\] for input float32 tensor \[6, 9, 4, 4\], got bool.*\[6, 4\]",
+        ),
+        (
+            lambda: masked_conv2d(X[0], W, M, channels=C),
+            ValueError,
+            r"channels must have shape \[9\] for input float32 tensor \[9, 4, 4\], got bool tensor \[6, 9\]",
+        ),
+        (
+            lambda: masked_conv2d(X, W, M, channels=C.to("meta")),
+            ValueError,
+            "channels and input must be on one device, got meta and cpu",
+        ),
+        (
+            lambda: masked_linear(XL, WL, ML, channels=C.float()),
+            TypeError,
+            r"channels must be a bool tensor, got float",
+        ),
+        (
+            lambda: masked_linear(XL, WL, ML, channels=C[:2]),
+            ValueError,
+            r"channels must have shape \[9\] or \[6, 9\] for input .*\[6, 9\], got bool tensor \[2, 9\]",
+        ),
+        (
+            lambda: masked_linear(XL, WL, ML, channels=C.to("meta")),
+            ValueError,
+            "channels and input must be on one device, got meta and cpu",
+        ),
+        (lambda: MaskedLinear(IN, OUT)(XL, C[0, :4]), ValueError, r"channels must have shape \[9\] or"),
+        (lambda: MaskedConv2d(IN, OUT, 3)(X, C.int()), TypeError, "channels must be a bool tensor"),
+    ],
+)
+def test_bad_input(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_meta():
+    y = masked_conv2d(X.to("meta"), W.to("meta"), M, channels=C.to("meta"))
+    assert y.is_meta and y.shape == (N, OUT, 2, 2)
