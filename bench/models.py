@@ -6,8 +6,7 @@ smaller 90 % of each one's weights, or half of the channels, the same ones where
 
 Networks take turns, each for some calls one after another, as in a loop over batches: what a call finds in the caches
 and in the allocator is what the same network left there. `vs dense` is against the better of the dense network in NCHW
-and channels_last. Ratios above 1 mean that maskfuse is faster. `--check` exits with 1 where a target is missed, and says
-which.
+and channels_last. Ratios above 1 mean that maskfuse is faster. `--check` exits with 1 where a target is missed.
 """
 
 from __future__ import annotations
