@@ -112,7 +112,7 @@ struct ConvSchedule {
   int64_t slices;
   // shared: the line of each of the weight's columns in a strip, offsets of the plan's columns, values, partial sums.
   size_t lines_at, offsets_at, values_at, sums_at, shared_bytes;
-  // scratch: a strip of the input and of the output, sums of a panel, where lanes come from.
+  // scratch: a strip of the input and of the output, sums of the input's gradient, where lanes come from.
   size_t input_at, output_at, panel_at, map_at, scratch_bytes;
 };
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -33,13 +34,13 @@ class MaskedLayer(nn.Module):
     bias: Any
 
     @staticmethod
+    @abstractmethod
     def _arguments(layer: Any) -> dict[str, Any]:
         """What a plain layer, or its twin, is made from, but for device and dtype."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _pack(self) -> list[Tensor]:
         """The packed weight, as the op takes it behind the plan; empty where there is nothing to gain."""
-        raise NotImplementedError
 
     def _set_up(self, mask: Mask | Tensor | None) -> None:
         """What a constructor ends with."""
