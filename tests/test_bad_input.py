@@ -69,7 +69,7 @@ def test_meta_with_meta():
 
 
 ops = torch.ops.maskfuse
-PLAN = [ops.mask_plan(BITS, 8, 0, 0), ops.mask_plan(ops.mask_transpose(BITS, 8), 5, 0, 0)]
+PLAN = [ops.mask_plan(BITS, 8, 0), ops.mask_plan(ops.mask_transpose(BITS, 8), 5, 0)]
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ PLAN = [ops.mask_plan(BITS, 8, 0, 0), ops.mask_plan(ops.mask_transpose(BITS, 8),
         (lambda: ops.masked_linear(X, W, BITS, [*PLAN, B, B, B, B], None), "plan does not hold a packed weight"),
         (lambda: ops.masked_linear_pack(W, BITS[:4], []), r"bits must have shape \[5, 1\], got \[4, 1\]"),
         (lambda: ops.masked_linear_pack(W.int(), BITS, []), "must be float32, float64, bfloat16 or float16"),
-        (lambda: ops.mask_plan(BITS, 99, 0, 0), r"bits must have shape \[5, 4\], got \[5, 1\]"),
+        (lambda: ops.mask_plan(BITS, 99, 0), r"bits must have shape \[5, 4\], got \[5, 1\]"),
         (lambda: ops.mask_transpose(BITS, 99), r"bits must have shape \[5, 4\], got \[5, 1\]"),
         (lambda: ops.mask_pack(W), "dense must be Bool, got Float"),
         (lambda: ops.mask_pack(M[0]), r"\[rows, columns\], got \[8\]"),

@@ -35,10 +35,10 @@ def mask():
 
 
 def planned(bits, columns, rows, taps):
-    transposed = torch.ops.maskfuse.mask_transpose(bits, columns)
+    transposed = torch.ops.maskfuse.mask_transpose(bits, columns, taps)
     return [
-        torch.ops.maskfuse.mask_plan(bits, columns, taps, 1),
-        torch.ops.maskfuse.mask_plan(transposed, rows, 1, taps),
+        torch.ops.maskfuse.mask_plan(bits, columns, taps),
+        torch.ops.maskfuse.mask_plan(transposed, rows * taps, taps),
     ]
 
 

@@ -2,7 +2,6 @@
 #include "masked_conv2d.h"
 
 #include <algorithm>
-#include <vector>
 
 #include "masked_conv2d_planner.h"
 
@@ -21,6 +20,9 @@ int64_t panel_step(int64_t m, int64_t panels, int64_t each, int threads) {
   return ceil_div(panels, std::max<int64_t>(1, parts));
 }
 
+// Tasks a thread: enough for threads to end together.
+constexpr int64_t kTurns = 8;
+
 // Bytes of sums of all slices.
 constexpr int64_t kSliceBytes = int64_t{64} << 20;
 
@@ -34,23 +36,26 @@ struct Layout {
   }
 };
 
-// Where lanes of `rows` rows come from, by masked_conv2d_strip.h's RowMap.
-int64_t map_bytes(int64_t rows, int64_t unit) { return rows * unit * 24 + rows * 2 * 44 + 64; }
+// By masked_conv2d_strip.h's LaneMap.
+int64_t map_bytes(int64_t patterns, int64_t rows, int64_t unit) {
+  return patterns * unit * kLaneMapBytes + rows * 2 * (int64_t)sizeof(int64_t) + 64;
+}
 
+// `g` in its forward form.
 void schedule_vectors(ConvSchedule& s, const MaskedConv& g, const MaskedConvKernels& table, int threads) {
   const ConvShape& c = g.shape;
   const Plan& plan = *g.plan;
   const int64_t element = g.dtype == Dtype::f64 ? 8 : 4, panels = plan.panels(), panel = plan.header->panel;
   const int d = (int)g.dtype;
-  s.strips = strips_of(g, threads);
-  const int64_t groups = s.strips.groups(c), strips = groups * s.strips.strips();
+  s.strips = strips_of(g);
+  const int64_t strips = s.strips.strips();
   const bool packed = g.packed && g.packed->ordered;
   Layout shared, scratch;
+  s.first_at = shared.add(c.kernel_h * 8);
   s.lines_at = shared.add(c.columns() * 4);
   s.offsets_at = shared.add(plan.header->column_bytes * 2);
   s.values_at = shared.add(g.pass == Pass::weight_grad || packed ? 0 : ordered_values(plan) * element);
-  int64_t in = c.in, out = 0, sums = 0;  // channels in lanes; elements of sums
-  s.phase_count = 2;
+  int64_t in, out;  // channels in lanes
   if (g.pass == Pass::weight_grad) {
     s.phase_count = 3;
     const int64_t bytes = ordered_values(plan) * element;
@@ -60,26 +65,22 @@ void schedule_vectors(ConvSchedule& s, const MaskedConv& g, const MaskedConvKern
     s.phases[1] = {table.sampled[d], grid_of(s.slices, panels, 1, step)};
     s.phases[2] = {table.reduced[d], grid_of(1, panels, 1, 1)};
     s.sums_at = shared.add(s.slices * bytes);
-    out = std::min(step * panel, c.out);
-  } else if (g.pass == Pass::forward) {
-    s.phases[0] = {table.values[0][d], grid_of(1, panels, 1, 1)};
-    s.phases[1] = {table.forward[d], grid_of(strips, panels, 1, panel_step(strips, panels, 1, threads))};
-    out = std::min(s.phases[1].grid.n_step * panel, c.out);
+    in = c.in, out = std::min(step * panel, c.out);
   } else {
-    // Tasks have whole channels.
-    const int64_t step = panel % c.taps() == 0 ? panel_step(groups, panels, 2, threads) : panels;
-    s.phases[0] = {table.values[1][d], grid_of(1, panels, 1, 1)};
-    s.phases[1] = {table.input_grad[d], grid_of(groups, panels, 1, step)};
-    in = std::min(ceil_div(step * panel, c.taps()), c.in), out = c.out;
-    sums = std::min(s.strips.images, c.batch) * in * c.in_h * c.in_w;
+    s.phase_count = 2;
+    const int64_t step = std::max<int64_t>(1, ceil_div(strips, kTurns * threads));
+    s.phases[0] = {table.values[g.pass == Pass::input_grad][d], grid_of(1, panels, 1, 1)};
+    s.phases[1] = {table.accumulate[d], grid_of(strips, panels, step, panel_step(strips, panels, 1, threads))};
+    in = std::min(c.in, ceil_div(plan.header->chunk, c.taps()) + 1);
+    out = std::min(s.phases[1].grid.n_step * panel, c.out);
   }
   s.shared_bytes = shared.bytes;
   // Vectors that are stored may run over an end.
   s.input_at = scratch.add(in * s.strips.plane * kUnitBytes + 256);
   s.output_at = scratch.add(out * s.strips.out_plane * kUnitBytes + 256);
-  s.panel_at = scratch.add(sums * element + 256);
-  s.map_at = scratch.add(map_bytes(s.strips.copies * s.strips.wide * s.strips.staged_rows, s.strips.unit) +
-                         map_bytes(s.strips.wide * s.strips.rows, s.strips.unit));
+  const int64_t units = s.strips.pointwise ? s.strips.rows : s.strips.wide;
+  s.map_at = scratch.add(map_bytes(s.strips.copies * units, s.strips.staged_rows, s.strips.unit) +
+                         map_bytes(units, s.strips.rows, s.strips.unit));
   s.scratch_bytes = scratch.bytes;
 }
 
@@ -93,6 +94,20 @@ const MaskedConvKernels* masked_conv2d_kernels(Isa isa) {
   (void)isa;
 #endif
   return nullptr;
+}
+
+MaskedConv forward_form(const MaskedConv& g) {
+  MaskedConv f = g;
+  if (g.pass != Pass::input_grad) return f;
+  const ConvShape& c = g.shape;
+  ConvShape& s = f.shape;
+  f.input = g.output, f.output = g.input;
+  s.in = c.out, s.in_h = c.out_h, s.in_w = c.out_w;
+  s.out = c.in, s.out_h = c.in_h, s.out_w = c.in_w;
+  s.pad_h = (c.kernel_h - 1) * c.dilation_h - c.pad_h, s.pad_w = (c.kernel_w - 1) * c.dilation_w - c.pad_w;
+  s.stride_h = s.stride_w = 1;
+  s.spread_h = c.stride_h, s.spread_w = c.stride_w;
+  return f;
 }
 
 int64_t staged_rows(const ConvShape& c, int64_t rows, int64_t* first) {
@@ -117,7 +132,7 @@ ConvSchedule schedule(const MaskedConv& g, Isa isa, int threads) {
   s.kernel = list[0].kernel;
   if (s.kernel == Kernel::library) return s;
   if (s.kernel != Kernel::naive) {
-    schedule_vectors(s, g, *masked_conv2d_kernels(isa), threads);
+    schedule_vectors(s, forward_form(g), *masked_conv2d_kernels(isa), threads);
     return s;
   }
   const bool grad = g.pass == Pass::weight_grad;
@@ -129,22 +144,26 @@ ConvSchedule schedule(const MaskedConv& g, Isa isa, int threads) {
 
 void prepare(const MaskedConv& g, const ConvSchedule& s, void* shared) {
   if (s.kernel == Kernel::naive) return;
-  const ConvShape& c = g.shape;
+  const ConvShape c = forward_form(g).shape;
   const Strips& strips = s.strips;
   auto* line = (int32_t*)((char*)shared + s.lines_at);
-  std::vector<int64_t> first(c.kernel_h);
-  staged_rows(c, strips.rows, first.data());
+  const bool turned = g.pass == Pass::input_grad;
+  const int64_t copy = strips.wide * strips.staged_rows;
+  auto* const first = (int64_t*)((char*)shared + s.first_at);
+  staged_rows(c, strips.rows, first);
   for (int64_t channel = 0; channel < c.in; ++channel)
     for (int64_t dy = 0; dy < c.kernel_h; ++dy)
       for (int64_t dx = 0; dx < c.kernel_w; ++dx)
-        *line++ = (int32_t)(channel * strips.plane + dx * strips.wide * strips.staged_rows + first[dy]);
+        *line++ = (int32_t)(channel * strips.plane + (turned ? c.kernel_w - 1 - dx : dx) * copy +
+                            first[turned ? c.kernel_h - 1 - dy : dy]);
 }
 
 void run_task(const MaskedConv& g, const ConvSchedule& s, int phase, int64_t index, void* shared, void* scratch) {
   const Grid& grid = s.phases[phase].grid;
   const int64_t m0 = index % grid.m_tasks * grid.m_step, n0 = index / grid.m_tasks * grid.n_step;
   s.phases[phase].task(
-      g, {&s, m0, std::min(m0 + grid.m_step, grid.m), n0, std::min(n0 + grid.n_step, grid.n), shared, scratch});
+      s.kernel == Kernel::naive ? g : forward_form(g),
+      {&s, m0, std::min(m0 + grid.m_step, grid.m), n0, std::min(n0 + grid.n_step, grid.n), shared, scratch});
 }
 
 }  // namespace maskfuse

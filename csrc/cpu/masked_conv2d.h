@@ -7,7 +7,8 @@
 //   weight_grad   dW[o,c,dy,dx] = S[o,c,dy,dx] sum dY[n,o,y,x] X[n, c, y stride_h + ...]
 //
 // The weight is a matrix of `out` rows and in / groups * kernel_h * kernel_w columns, as its mask's plan has it
-// (masked_linear_plan.h). Images have any strides.
+// (masked_linear_plan.h); that of input_grad is of the matrix with channels exchanged, in / groups rows and
+// out * kernel_h * kernel_w columns. Images have any strides.
 //
 // As in masked_linear.h a problem is cut into tasks that write nothing in common, in phases.
 #pragma once
@@ -19,6 +20,7 @@ namespace maskfuse {
 struct ConvShape {
   int64_t batch, in, in_h, in_w, out, out_h, out_w, kernel_h, kernel_w;
   int64_t stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups;
+  int64_t spread_h = 1, spread_w = 1;  // the input with spread - 1 zeros between its pixels: see forward_form
 
   int64_t taps() const { return kernel_h * kernel_w; }
   int64_t columns() const { return in / groups * taps(); }
@@ -42,7 +44,7 @@ struct MaskedConv {
   int64_t weight_grad_ld;
   const uint32_t* bits;
   int64_t bits_ld;
-  const Plan* plan;      // or null; of the transposed mask for input_grad
+  const Plan* plan;      // or null; for input_grad, of the mask with channels exchanged
   const Packed* packed;  // or null; forward only
   const void* bias;      // [out] or null; forward only
   bool library;          // whoever runs the problem has a library's convolution at hand
@@ -50,25 +52,30 @@ struct MaskedConv {
   static constexpr size_t kPlanned = 3;  // tensors of an op's plan with a packed weight
 };
 
+// The convolution that the forward pass or input_grad is: the latter is one of the gradient, with a stride's zeros
+// between its pixels, by kernels that are turned round, into the input's gradient.
+MaskedConv forward_form(const MaskedConv& problem);
+
 // How the vector kernels cut output pixels into lanes: see masked_conv2d_strip.h.
 struct Strips {
   bool pointwise;        // one tap: rows of a strip are pixels one after another, whatever image row they are in
   int64_t unit;          // lanes
-  int64_t images;        // that share units: all of them, or a group's, whose units no other group has
-  int64_t wide, across;  // units a strip; strips side by side in a group
+  int64_t wide, across;  // units a strip; strips side by side
   int64_t rows, parts;   // output rows a strip; strips below one another
   int64_t staged_rows;   // lines a unit and a copy: the input rows that a strip's output rows read
   int64_t copies;        // of the input, one a dx
   int64_t plane;         // lines a channel: copies * wide * staged_rows, made odd for the cache's sake
   int64_t out_plane;     // lines a channel of a strip of the output: wide * rows, likewise
 
-  int64_t groups(const ConvShape& s) const { return images > 0 ? (s.batch + images - 1) / images : 0; }
   int64_t strips() const { return across * parts; }
 };
 
 // Rows of the input that `rows` output rows read: those of one phase (dy dilation_h modulo stride_h) next to each
 // other, phase after phase. `first`, or null, takes the one that row 0 reads for each dy.
 int64_t staged_rows(const ConvShape& shape, int64_t rows, int64_t* first);
+
+// Of where a lane is in an image, by masked_conv2d_strip.h's LaneMap.
+inline constexpr int64_t kLaneMapBytes = 40;
 
 struct ConvSchedule;
 
@@ -89,8 +96,7 @@ inline constexpr int64_t kMostSlices = 8;
 struct MaskedConvKernels {
   // [dtype]
   ConvTask values[2][4];   // forward, input_grad: first phase; n panels
-  ConvTask forward[4];     // m strips, n panels
-  ConvTask input_grad[4];  // m groups of images, n panels
+  ConvTask accumulate[4];  // forward, input_grad: m strips, n panels
   ConvTask offsets;        // weight_grad, first phase: n panels
   ConvTask sampled[4];     // m slices, n panels
   ConvTask reduced[4];     // n panels
@@ -110,10 +116,10 @@ struct ConvSchedule {
   ConvPhase phases[3];
   int64_t phase_count;
   int64_t slices;
-  // shared: the line of each of the weight's columns in a strip, offsets of the plan's columns, values, partial sums.
-  size_t lines_at, offsets_at, values_at, sums_at, shared_bytes;
-  // scratch: a strip of the input and of the output, sums of the input's gradient, where lanes come from.
-  size_t input_at, output_at, panel_at, map_at, scratch_bytes;
+  // shared: the staged row of each dy, the line of each of the weight's columns in a strip, offsets of the plan's columns, values, partial sums.
+  size_t first_at, lines_at, offsets_at, values_at, sums_at, shared_bytes;
+  // scratch: of a strip, the input (a chunk of it, but for weight_grad) and the output, and where lanes are.
+  size_t input_at, output_at, map_at, scratch_bytes;
 };
 
 // Chooses the kernel and cuts the problem. Where the choice is `library` there are no phases.

@@ -28,24 +28,10 @@ int64_t element_bytes(const MaskedConv& g) { return g.dtype == Dtype::f64 ? 8 : 
 // Bytes of a strip's input and output that leave some of the second-level cache to the weight, and units across.
 constexpr int64_t kStripBytes = int64_t{1} << 20, kMostWide = 4;
 
-// Images of a group for input_grad: as few as waste next to no lanes.
-int64_t images_a_group(const ConvShape& c, int64_t unit, bool pointwise) {
-  const int64_t row = pointwise ? c.out_h * c.out_w : c.out_w;
-  int64_t best = 1;
-  double least = 1e30;
-  for (int64_t images = 1; images <= std::min<int64_t>(16, c.batch); ++images) {
-    const double waste = (double)round_up(images * row, unit) / (double)(images * row);
-    if (waste < least - 0.02) least = waste, best = images;
-    if (least < 1.05) break;
-  }
-  return best;
-}
-
 bool can_cut(const MaskedConv& g, const Strips& s) {
   // Places of lines are 16 bits, from their chunk's first.
   const int64_t chunk = g.plan->header->chunk, taps = g.shape.taps();
-  const int64_t lines = g.pass == Pass::input_grad ? chunk * s.out_plane : (chunk / taps + 2) * s.plane;
-  return lines <= 65535 && g.shape.columns() * s.plane <= INT32_MAX;
+  return (chunk / taps + 2) * s.plane <= 65535 && g.shape.columns() * s.plane <= INT32_MAX;
 }
 
 Work library_work(const MaskedConv& g) {
@@ -79,11 +65,10 @@ Work vector_work(Kernel kernel, const MaskedConv& g, const Strips& s) {
   const ConvShape& c = g.shape;
   const PlanHeader& h = *g.plan->header;
   Work w;
-  const double strips = (double)(s.groups(c) * s.strips());
+  const double strips = (double)s.strips();
   // Units of lanes in all strips, those of which nothing is used among them.
-  const double row = (double)(s.pointwise ? c.out_h * c.out_w : c.out_w), images = (double)std::min(s.images, c.batch);
-  const double units =
-      (double)s.groups(c) * std::max(1.0, images * row / (double)s.unit) * (double)(s.pointwise ? 1 : c.out_h);
+  const double row = (double)(c.batch * (s.pointwise ? c.out_h * c.out_w : c.out_w));
+  const double units = std::max(1.0, row / (double)s.unit) * (double)(s.pointwise ? 1 : c.out_h);
   const double shared = (double)(h.values - h.column_bytes) / 3, singles = (double)h.column_bytes - shared;
   w.count[kPhase] = kernel == Kernel::sampled ? 3 : 2;
   w.count[kLane] = strips * (double)c.in * (double)(s.copies * s.wide * s.staged_rows) + units * (double)c.out;
@@ -106,32 +91,36 @@ Work vector_work(Kernel kernel, const MaskedConv& g, const Strips& s) {
 }  // namespace
 
 LibraryConv::LibraryConv(const MaskedConv& g)
-    : compact(false), in(g.shape.in), out(g.shape.out), out_pattern(nullptr), column_pattern(nullptr) {
+    : compact(false), in(g.shape.in), out(g.shape.out), conv(g) {
   if (!g.plan || !g.plan->row_pattern || g.shape.groups != 1) return;
-  const bool grad = g.pass == Pass::input_grad;  // whose index is the transposed one
-  out_pattern = grad ? g.plan->column_pattern : g.plan->row_pattern;
-  column_pattern = grad ? g.plan->row_pattern : g.plan->column_pattern;
-  out = grad ? g.plan->header->active_columns : g.plan->header->active_rows;
-  in = 0;
-  for (int64_t c = 0; c < g.shape.in; ++c) in += reads(c, g.shape.taps());
+  in = out = 0;
+  for (int64_t c = 0; c < g.shape.in; ++c) in += reads(c);
+  for (int64_t c = 0; c < g.shape.out; ++c) out += writes(c);
   compact = in > 0 && out > 0 && (in < g.shape.in || out < g.shape.out);
 }
 
-bool LibraryConv::reads(int64_t channel, int64_t taps) const {
-  for (int64_t i = channel * taps; i < (channel + 1) * taps; ++i)
-    if (column_pattern[i / 32] >> (i % 32) & 1) return true;
-  return false;
+// Rows of the index are one side's channels, columns the other's, with their taps.
+bool LibraryConv::has_row(int64_t channel) const {
+  return conv.plan->row_pattern[channel / 32] >> (channel % 32) & 1;
+}
+bool LibraryConv::all_taps() const { return conv.plan->header->active_columns == (exchanged() ? out : in) * conv.shape.taps(); }
+bool LibraryConv::has_columns(int64_t channel) const {
+  bool any = false;
+  for (int64_t t = 0; t < conv.shape.taps(); ++t) any |= has_column(channel, t);
+  return any;
+}
+bool LibraryConv::has_column(int64_t channel, int64_t tap) const {
+  const int64_t i = channel * conv.shape.taps() + tap;
+  return conv.plan->column_pattern[i / 32] >> (i % 32) & 1;
 }
 
-Strips strips_of(const MaskedConv& g, int threads) {
+Strips strips_of(const MaskedConv& g) {
   const ConvShape& c = g.shape;
   Strips s{};
   s.unit = kUnitBytes / element_bytes(g);
   s.pointwise = c.taps() == 1;
-  s.images = g.pass == Pass::input_grad ? images_a_group(c, s.unit, s.pointwise) : std::max<int64_t>(1, c.batch);
   s.copies = c.kernel_w;
-  const int64_t row = s.pointwise ? c.out_h * c.out_w : c.out_w, images = std::min(s.images, c.batch);
-  const int64_t units = ceil_div(images * row, s.unit);
+  const int64_t units = ceil_div(c.batch * (s.pointwise ? c.out_h * c.out_w : c.out_w), s.unit);
   const auto cut = [&](int64_t rows) {
     s.rows = rows;
     s.parts = s.pointwise ? 1 : ceil_div(std::max<int64_t>(1, c.out_h), rows);
@@ -144,23 +133,20 @@ Strips strips_of(const MaskedConv& g, int threads) {
     s.out_plane = s.wide * rows | odd;
   };
   const auto bytes = [&] { return (c.in * s.plane + c.out * s.out_plane) * kUnitBytes; };
-  // What a strip sums up must not depend on the number of threads: in weight_grad, everything.
-  const int64_t wanted = g.pass == Pass::forward ? 2 * threads : g.pass == Pass::weight_grad ? kMostSlices : 1;
-  const auto good = [&] { return bytes() <= kStripBytes && s.groups(c) * s.strips() >= wanted; };
-  if (s.pointwise) {
-    // As many rows as leave threads least to wait for, of those the tallest.
+  if (g.pass != Pass::weight_grad) {
+    // A block, whose chunks of channels are staged in the first-level cache.
     s.wide = 1;
-    int64_t best = kBlockUnits;
-    double most = 0;
+    cut(s.pointwise ? kBlockUnits : ceil_div(std::max<int64_t>(1, c.out_h), ceil_div(c.out_h, kBlockUnits)));
+    return s;
+  }
+  // What a strip sums up must not depend on the number of threads.
+  const auto good = [&] { return bytes() <= kStripBytes && s.strips() >= kMostSlices; };
+  if (s.pointwise) {
+    s.wide = 1;
     for (int64_t rows = 4 * kBlockUnits; rows >= kBlockUnits; --rows) {
       cut(rows);
-      if (rows > kBlockUnits && !good()) continue;
-      const int64_t turns = ceil_div(s.groups(c) * s.strips(), threads);
-      const double used = (double)(s.groups(c) * units) / (double)(turns * threads * rows);
-      if (used > most + 0.02) most = used, best = rows;
-      if (g.pass != Pass::forward) break;  // what is summed up must not depend on the number of threads
+      if (good()) break;
     }
-    cut(best);
     return s;
   }
   // Wide enough for rows of an image to be read from end to end, as tall as fits.
@@ -182,9 +168,10 @@ int candidates(const MaskedConv& g, Isa isa, int threads, Candidate* list) {
   }
   if (isa == Isa::scalar) list[count++].kernel = Kernel::naive;
   Strips s{};
+  const MaskedConv form = forward_form(g);
   if (isa != Isa::scalar && g.plan && g.shape.groups == 1 && g.shape.pixels() > 0) {
-    s = strips_of(g, threads);
-    if (can_cut(g, s)) list[count++].kernel = g.pass == Pass::weight_grad ? Kernel::sampled : Kernel::accumulate;
+    s = strips_of(form);
+    if (can_cut(form, s)) list[count++].kernel = g.pass == Pass::weight_grad ? Kernel::sampled : Kernel::accumulate;
   }
   if (g.library && isa != Isa::scalar) list[count++].kernel = Kernel::library;
   if (count == 0) list[count++].kernel = Kernel::naive;
@@ -193,7 +180,7 @@ int candidates(const MaskedConv& g, Isa isa, int threads, Candidate* list) {
     Candidate& c = list[i];
     c.work = c.kernel == Kernel::library ? library_work(g)
              : c.kernel == Kernel::naive ? Work{}
-                                         : vector_work(c.kernel, g, s);
+                                         : vector_work(c.kernel, form, s);
     c.nanoseconds = 0;
     for (int r = 0; r < kRates; ++r)
       c.nanoseconds += c.work.count[r] * rates[r] / (r == kPhase || r == kCall ? 1 : threads);

@@ -9,16 +9,27 @@
 namespace maskfuse {
 
 // The full convolution that Kernel::library leaves to a library: the whole problem, or, where the mask is whole rows
-// and columns, that of the channels with an active weight. Patterns are those of the plan, by rows of the weight and
-// columns.
+// and columns, that of the channels with an active weight.
 struct LibraryConv {
   bool compact;
   int64_t in, out;  // channels
-  const uint32_t *out_pattern, *column_pattern;
 
   explicit LibraryConv(const MaskedConv& problem);
-  // Whether one of the input channel's weights is active.
-  bool reads(int64_t channel, int64_t taps) const;
+  // Where it is compact: whether an input or an output channel has an active weight, and where kernels have one.
+  bool reads(int64_t channel) const { return exchanged() ? has_row(channel) : has_columns(channel); }
+  bool writes(int64_t channel) const { return exchanged() ? has_columns(channel) : has_row(channel); }
+  // Of channels that are: whether a tap is active; and whether all are.
+  bool active(int64_t in_channel, int64_t out_channel, int64_t tap) const {
+    return has_column(exchanged() ? out_channel : in_channel, tap);
+  }
+  bool all_taps() const;
+
+ private:
+  const MaskedConv& conv;
+  bool exchanged() const { return conv.pass == Pass::input_grad; }
+  bool has_row(int64_t channel) const;
+  bool has_columns(int64_t channel) const;
+  bool has_column(int64_t channel, int64_t tap) const;
 };
 
 // All candidates, the chosen one first; returns their number, at most kMostCandidates.
@@ -28,7 +39,7 @@ int candidates(const MaskedConv& problem, Isa isa, int threads, Candidate* list)
 // Returns false, and changes nothing, where there is no such kernel.
 bool prefer_conv_kernel(const char* name);
 
-// How the vector kernels cut a problem that has a plan.
-Strips strips_of(const MaskedConv& problem, int threads);
+// How the vector kernels cut a problem, in its forward form, that has a plan.
+Strips strips_of(const MaskedConv& problem);
 
 }  // namespace maskfuse

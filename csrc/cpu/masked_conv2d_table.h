@@ -11,8 +11,7 @@ static void fill_conv_dtype(MaskedConvKernels& table, Dtype dtype) {
   const int d = (int)dtype;
   table.values[0][d] = conv_values_task<V, T, false>;
   table.values[1][d] = conv_values_task<V, T, true>;
-  table.forward[d] = conv_forward_task<V, T>;
-  table.input_grad[d] = conv_input_grad_task<V, T>;
+  table.accumulate[d] = conv_accumulate_task<V, T>;
   table.sampled[d] = conv_sampled_task<V, T>;
   table.reduced[d] = conv_reduced_task<V, T>;
 }

@@ -15,6 +15,12 @@
 namespace maskfuse {
 namespace {
 
+// Lines of a block, from those of the whole strip on.
+static inline int64_t block_line(const Strips& s, const RowBlock& block) {
+  return block.unit * s.staged_rows + block.row;
+}
+static inline int64_t out_block_line(const Strips& s, const RowBlock& block) { return block.unit * s.rows + block.row; }
+
 // Part: m slices, n panels.
 template <class V, class T>
 static void conv_sampled_task(const MaskedConv& g, const ConvPart& part) {
@@ -25,21 +31,20 @@ static void conv_sampled_task(const MaskedConv& g, const ConvPart& part) {
   const Tiles tiles = tiles_of(g);
   S *const x = (S*)memory.input, *const dy = (S*)memory.output;
   const int64_t row0 = part.n0 * tiles.panel, row1 = min64(part.n1 * tiles.panel, tiles.rows);
-  const int64_t total = s.groups(g.shape) * s.strips(), slices = part.schedule->slices;
+  const int64_t total = s.strips(), slices = part.schedule->slices;
   for (int64_t slice = part.m0; slice < part.m1; ++slice) {
     S* const sums = (S*)memory.sums + slice * ordered_values(*g.plan);
     for (int64_t panel = part.n0; panel < part.n1; ++panel)
       __builtin_memset(sums + tiles.ordered(panel), 0, (size_t)tiles.values(panel) * sizeof(S));
     for (int64_t m = slice * total / slices; m < (slice + 1) * total / slices; ++m) {
-      const Strip strip = strip_at<V>(g, s, m / s.strips(), m % s.strips());
+      const Strip strip = strip_at<V>(g, s, m);
       if (strip.rows == 0) continue;
-      RowMap<V> from(s.copies * s.wide * s.staged_rows, g.input.x * g.shape.stride_w, memory.map);
-      RowMap<V> grad(s.wide * s.rows, g.output.x, memory.map + RowMap<V>::bytes(from.rows));
-      input_places<V>(g, s, strip, memory.lines, from);
-      output_places<V>(g, s, strip, grad);
-      const bool first = m == slice * total / slices;
-      stage<V, T>(g.input, from, 0, g.shape.in, g.plan->column_pattern, g.shape.taps(), s.plane, first, x);
-      stage<V, T>(g.output, grad, row0, row1, g.plan->row_pattern, 1, s.out_plane, first, dy);
+      LaneMap<V> from = input_map<V>(g, s, strip, memory.map);
+      LaneMap<V> grad = output_map<V>(g, s, strip, memory.map + LaneMap<V>::bytes(from.patterns, from.rows));
+      input_rows<V>(g, s, strip, memory.first, from);
+      output_rows<V>(g, s, strip, grad);
+      stage<V, T>(g.input, from, 0, g.shape.in, g.plan->column_pattern, g.shape.taps(), s.plane, x);
+      stage<V, T>(g.output, grad, row0, row1, g.plan->row_pattern, 1, s.out_plane, dy);
       const auto sample = [&](const RowBlock* blocks, auto number_of_vectors, auto number_of_blocks) {
         constexpr int kVectors = decltype(number_of_vectors)::value, kBlocks = decltype(number_of_blocks)::value;
         Tile tile;

@@ -50,9 +50,8 @@ static inline void accumulate_single(const typename V::S* x, const Column* colum
   for (int v = 0; v < kVectors; ++v) V::store(y + v * W, kSets == 2 ? V::add(sum[0][v], sum[1][v]) : sum[0][v]);
 }
 
-// Four rows with one list, kStrip vectors of them at a time. With kOverlap the rows' sums may share memory, shifted
-// against each other: they are read when they are added to.
-template <class V, int kVectors, int kStep, bool kOverlap, class Column>
+// Four rows with one list, kStrip vectors of them at a time.
+template <class V, int kVectors, int kStep, class Column>
 static inline void accumulate_four(const typename V::S* x, const Column* columns, int length,
                                    const typename V::S* values, typename V::S* const* y) {
   using Reg = typename V::Reg;
@@ -63,7 +62,7 @@ static inline void accumulate_four(const typename V::S* x, const Column* columns
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i)
 #pragma GCC unroll 4
-      for (int v = 0; v < kStrip; ++v) sum[i][v] = kOverlap ? V::zero() : V::load(y[i] + (strip + v) * W);
+      for (int v = 0; v < kStrip; ++v) sum[i][v] = V::load(y[i] + (strip + v) * W);
     for (int k = 0; k < length; ++k) {
       const typename V::S* from = x + (int64_t)columns[k] * kStep + strip * W;
       Reg line[kStrip];
@@ -79,41 +78,44 @@ static inline void accumulate_four(const typename V::S* x, const Column* columns
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i)
 #pragma GCC unroll 4
-      for (int v = 0; v < kStrip; ++v) {
-        typename V::S* const to = y[i] + (strip + v) * W;
-        V::store(to, kOverlap ? V::add(V::load(to), sum[i][v]) : sum[i][v]);
-      }
+      for (int v = 0; v < kStrip; ++v) V::store(y[i] + (strip + v) * W, sum[i][v]);
   }
 }
 
-// One tile: x is its first column's line; the sums of the panel's row r are at place(r). While it runs, `ahead` bytes
-// from `fetch` on, which the next tile reads, are asked into the second-level cache: entries visit lines in an order
-// that the hardware does not foresee.
-template <class V, int kVectors, int kStep, bool kOverlap, class Column, class Place>
-static void accumulate_tile(const Tile& tile, const Column* columns, const typename V::S* x, const char* fetch,
-                            int64_t ahead, const typename V::S* values, const Place& place) {
+// Asks for what is read next while entries are worked on, a share with each: they visit lines in an order that the
+// hardware does not foresee.
+struct FetchBytes {
+  const char *at, *end;
+  int64_t share;
+
+  FetchBytes(const Tile& tile, const void* from, int64_t bytes) : at((const char*)from), end(at + bytes) {
+    const int64_t entries = tile.entries();
+    share = entries > 0 ? (bytes / entries + 127) / 64 * 64 : 0;
+  }
+  void operator()() {
+    const char* const until = at + share < end ? at + share : end;
+    for (; at < until; at += 64) __builtin_prefetch(at, 0, 2);
+  }
+};
+
+// One tile: x is its first column's line; the sums of the panel's row r are at place(r).
+template <class V, int kVectors, int kStep, class Column, class Fetch, class Place>
+static void accumulate_tile(const Tile& tile, const Column* columns, const typename V::S* x, Fetch&& fetch,
+                            const typename V::S* values, const Place& place) {
   const uint8_t* rows = tile.rows;
-  const char* const end = fetch + ahead;
-  int entries = 0;
-  for (int i = 0; i < tile.run_count; ++i) entries += tile.runs[i].entries;
-  const int64_t share = entries > 0 ? (ahead / entries + 127) / 64 * 64 : 0;
-  const auto fetch_share = [&]() __attribute__((always_inline)) {
-    const char* const until = fetch + share < end ? fetch + share : end;
-    for (; fetch < until; fetch += 64) __builtin_prefetch(fetch, 0, 2);
-  };
   for (int i = 0; i < tile.run_count; ++i) {
     const PlanRun run = tile.runs[i];
     const int step = tile.one_list ? 0 : run.length;
     if (run.width == 1) {
       for (int e = 0; e < run.entries; ++e, columns += step, values += run.length) {
-        fetch_share();
+        fetch();
         accumulate_single<V, kVectors, kStep>(x, columns, run.length, values, place(*rows++));
       }
     } else {
       for (int e = 0; e < run.entries; ++e, columns += step, values += 4 * run.length, rows += 4) {
-        fetch_share();
+        fetch();
         typename V::S* const to[4] = {place(rows[0]), place(rows[1]), place(rows[2]), place(rows[3])};
-        accumulate_four<V, kVectors, kStep, kOverlap>(x, columns, run.length, values, to);
+        accumulate_four<V, kVectors, kStep>(x, columns, run.length, values, to);
       }
     }
   }
@@ -151,8 +153,9 @@ static void accumulate_panel(const MaskedGemm& g, const Tiles& tiles, int64_t pa
       tiles.at(panel, c, tile);
       const int64_t next = min64(tiles.chunk, tiles.columns - tile.column0 - tile.width);
       const S* const lines = x + tile.column0 * kPitch;
-      accumulate_tile<V, kVectors, kPitch, false>(
-          tile, tile.columns, lines, (const char*)(lines + tile.width * kPitch), next * kPitch * (int64_t)sizeof(S),
+      accumulate_tile<V, kVectors, kPitch>(
+          tile, tile.columns, lines,
+          FetchBytes(tile, lines + tile.width * kPitch, next * kPitch * (int64_t)sizeof(S)),
           values + tile.value, [&](int row) __attribute__((always_inline)) { return y + row * kPitch; });
     }
   });

@@ -106,7 +106,37 @@ bool plan_open(const void* bytes, int64_t size, int64_t rows, int64_t columns, P
   return plan->columns + header->column_bytes <= (const uint8_t*)bytes + size;
 }
 
-void mask_transpose(const uint32_t* bits, int64_t rows, int64_t columns, uint32_t* to, int64_t begin, int64_t end) {
+namespace {
+
+// `count` bits, at most 32, from `at` on.
+uint32_t bits_at(const uint32_t* bits, int64_t at, int64_t count) {
+  uint64_t two = bits[at >> 5];
+  if ((at & 31) + count > 32) two |= (uint64_t)bits[(at >> 5) + 1] << 32;
+  return (uint32_t)(two >> (at & 31) & ((uint64_t{1} << count) - 1));
+}
+
+// The transpose where columns move in groups.
+void transpose_groups(const uint32_t* bits, int64_t rows, int64_t columns, int64_t taps, uint32_t* to, int64_t begin,
+                      int64_t end) {
+  const int64_t words = mask_words(columns), to_words = mask_words(rows * taps);
+  for (int64_t c = begin; c < end; ++c) {
+    uint32_t* const row = to + c * to_words;
+    std::fill(row, row + to_words, 0u);
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t t = 0; t < taps; t += 32) {
+        const int64_t count = std::min<int64_t>(32, taps - t), at = r * taps + t;
+        const uint64_t two = (uint64_t)bits_at(bits + r * words, c * taps + t, count) << (at & 31);
+        row[at >> 5] |= (uint32_t)two;
+        if (two >> 32) row[(at >> 5) + 1] |= (uint32_t)(two >> 32);
+      }
+  }
+}
+
+}  // namespace
+
+void mask_transpose(const uint32_t* bits, int64_t rows, int64_t columns, int64_t taps, uint32_t* to, int64_t begin,
+                    int64_t end) {
+  if (taps > 1) return transpose_groups(bits, rows, columns, taps, to, begin, end);
   const int64_t words = mask_words(columns), to_words = mask_words(rows);
   for (int64_t c = begin; c < end; c += 32) {
     for (int64_t r = 0; r < rows; r += 32) {
@@ -268,7 +298,7 @@ void PlanBuilder::State::find_pattern() {
 }
 
 PlanBuilder::PlanBuilder(const uint32_t* bits, int64_t rows, int64_t columns, int64_t active, int64_t cache_bytes,
-                         int64_t column_taps, int64_t row_taps)
+                         int64_t taps)
     : state_(new State{}) {
   PlanHeader& h = state_->header;
   state_->bits = bits;
@@ -277,16 +307,16 @@ PlanBuilder::PlanBuilder(const uint32_t* bits, int64_t rows, int64_t columns, in
   // A tile of activations fills two thirds of the first-level cache. Where lists are short, wider tiles: reading the
   // second-level cache now and then costs less than loading and storing a row's sums for a handful of weights.
   const double density = rows * columns > 0 ? (double)active / ((double)rows * (double)columns) : 0;
-  const int64_t column_bytes = column_taps > 1 ? kTapBytes : kColumnBytes;
+  const int64_t column_bytes = taps > 1 ? kTapBytes : kColumnBytes;
   h.chunk =
       (uint32_t)std::min(kMostColumns, std::max<int64_t>(32, floor_power_of_2(cache_bytes * 2 / 3 / column_bytes)));
   if (density < 0.08) h.chunk = (uint32_t)std::min<int64_t>(kMostColumns, 2 * h.chunk);
   // Eight panels at least, to share among threads, which a convolution does not need; and so few rows that their values
-  // stay in cache. A convolution's are whole channels where those fit.
+  // stay in cache.
   int64_t panel = kMostRows;
-  while (panel > 32 && panel * 8 > rows && column_taps == 0) panel /= 2;
+  while (panel > 32 && panel * 8 > rows && taps == 0) panel /= 2;
   while (panel > 16 && panel * columns > kPanelValues) panel /= 2;
-  h.panel = row_taps > 1 && row_taps <= panel ? panel / row_taps * row_taps : panel;
+  h.panel = panel;
   state_->chunks = (columns + h.chunk - 1) / h.chunk;
   state_->parts.resize((size_t)panels());
 }

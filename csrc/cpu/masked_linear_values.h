@@ -25,6 +25,12 @@ struct Tile {
   bool one_list;
   int64_t value;                 // where the tile's values begin, in the panel
   int64_t row0, column0, width;  // in the matrix
+
+  int64_t entries() const {
+    int64_t count = 0;
+    for (int i = 0; i < run_count; ++i) count += runs[i].entries;
+    return count;
+  }
 };
 
 // How the rows and columns of a pass's index are cut. The index's rows are the result's columns.
@@ -50,6 +56,14 @@ struct Tiles {
 
   // Where a panel's values begin among those of all panels.
   int64_t ordered(int64_t p) const { return (int64_t)plan->tiles[p * chunks()].value + p * kPackedPad; }
+
+  // Entries of panels [begin, end) of a plan.
+  int64_t entries(int64_t begin, int64_t end) const {
+    int64_t count = 0;
+    for (uint32_t i = plan->tiles[begin * chunks()].run; i < plan->tiles[end * chunks()].run; ++i)
+      count += plan->runs[i].entries;
+    return count;
+  }
 
   // Fills `tile`, whose address the view keeps.
   void at(int64_t p, int64_t c, Tile& tile) const {

@@ -76,10 +76,10 @@ inline double read(Dtype dtype, const unsigned char* from) {
 
 // A plan in exactly its bytes.
 inline std::vector<unsigned char> plan_of(const std::vector<uint32_t>& bits, int64_t rows, int64_t columns,
-                                          int64_t cache, int64_t column_taps = 0, int64_t row_taps = 0) {
+                                          int64_t cache, int64_t taps = 0) {
   int64_t active = 0;
   for (uint32_t word : bits) active += __builtin_popcount(word);
-  PlanBuilder builder(bits.data(), rows, columns, active, cache, column_taps, row_taps);
+  PlanBuilder builder(bits.data(), rows, columns, active, cache, taps);
   for (int64_t p = 0; p < builder.panels(); ++p) builder.build(p);
   std::vector<unsigned char> plan((size_t)builder.layout());
   builder.write_header(plan.data());

@@ -118,13 +118,11 @@ void one_problem(Pass pass, Dtype dtype, const Case& c, double density, bool cha
   std::vector<uint32_t> indexed = bits;
   int64_t rows = c.out, wide = columns;
   if (pass == Pass::input_grad) {
-    indexed.assign((size_t)(columns * mask_words(c.out)), 0);
-    mask_transpose(bits.data(), c.out, columns, indexed.data(), 0, columns);
-    std::swap(rows, wide);
+    rows = group_in, wide = c.out * taps;
+    indexed.assign((size_t)(rows * mask_words(wide)), 0);
+    mask_transpose(bits.data(), c.out, columns, taps, indexed.data(), 0, rows);
   }
-  const bool transposed = pass == Pass::input_grad;
-  const std::vector<unsigned char> bytes =
-      plan_of(indexed, rows, wide, 48 << 10, transposed ? 1 : taps, transposed ? taps : 1);
+  const std::vector<unsigned char> bytes = plan_of(indexed, rows, wide, 48 << 10, taps);
   Plan plan;
   CHECK(plan_open(bytes.data(), (int64_t)bytes.size(), rows, wide, &plan), "the plan does not open");
   const double epsilon = dtype == Dtype::f64 ? 1e-13 : dtype == Dtype::f32 ? 1e-6 : dtype == Dtype::f16 ? 1e-3 : 8e-3;

@@ -148,7 +148,7 @@ void one_problem(Pass pass, Dtype dtype, bool has_bits, int64_t m, int64_t n, in
     int64_t rows = mask_rows, columns = mask_columns;
     if (pass == Pass::input_grad) {
       indexed.assign((size_t)(columns * mask_words(rows)), 0);
-      mask_transpose(bits.data(), rows, columns, indexed.data(), 0, columns);
+      mask_transpose(bits.data(), rows, columns, 1, indexed.data(), 0, columns);
       std::swap(rows, columns);
     }
     for (int i = 0; i < 2; ++i) {

@@ -54,37 +54,38 @@ Tensor structure(const Tensor& bits, int64_t columns, int64_t inner) {
   return result;
 }
 
-// The bits of the transposed mask, [columns, words(rows)].
-Tensor transpose(const Tensor& bits, int64_t columns) {
+// The bits of the transposed mask, [columns / taps, words(rows * taps)]: `taps` neighbouring columns stay together.
+Tensor transpose(const Tensor& bits, int64_t columns, int64_t taps) {
   STD_TORCH_CHECK(bits.dim() == 2 && columns >= 0, "mask_transpose: bits must have shape [rows, words], got ",
                   shape_of(bits), " for ", columns, " columns");
-  const int64_t rows = bits.size(0);
+  STD_TORCH_CHECK(taps >= 1 && columns % taps == 0, "mask_transpose: taps ", taps, " must divide ", columns,
+                  " columns");
+  const int64_t rows = bits.size(0), channels = columns / taps;
   check_bits(bits, rows, columns, "mask_transpose");
   const Tensor from = as_contiguous(bits);
-  Tensor result = torch::stable::new_empty(bits, {columns, mask_words(rows)});
+  Tensor result = torch::stable::new_empty(bits, {channels, mask_words(rows * taps)});
   const auto* source = (const uint32_t*)from.const_data_ptr();
   auto* target = (uint32_t*)result.mutable_data_ptr();
-  torch::stable::parallel_for(0, mask_words(columns), std::max<int64_t>(1, grain(rows) / 32),
-                              [&](int64_t begin, int64_t end) {
-                                mask_transpose(source, rows, columns, target, 32 * begin, std::min(32 * end, columns));
-                              });
+  torch::stable::parallel_for(
+      0, mask_words(channels), std::max<int64_t>(1, grain(rows * taps) / 32), [&](int64_t begin, int64_t end) {
+        mask_transpose(source, rows, columns, taps, target, 32 * begin, std::min(32 * end, channels));
+      });
   return result;
 }
 
 // The index of the mask for kernels that walk active weights only; empty where it would have 2^32 of them.
-// `column_taps` columns, or `row_taps` rows, are one channel of a convolution; both are 0 for a linear layer.
-Tensor plan(const Tensor& bits, int64_t columns, int64_t column_taps, int64_t row_taps) {
+// `taps` columns are one channel of a convolution; 0 for a linear layer.
+Tensor plan(const Tensor& bits, int64_t columns, int64_t taps) {
   STD_TORCH_CHECK(bits.dim() == 2 && columns >= 0, "mask_plan: bits must have shape [rows, words], got ",
                   shape_of(bits), " for ", columns, " columns");
-  STD_TORCH_CHECK(column_taps >= 0 && row_taps >= 0, "mask_plan: column_taps and row_taps must not be negative, got ",
-                  column_taps, " and ", row_taps);
+  STD_TORCH_CHECK(taps >= 0, "mask_plan: taps must not be negative, got ", taps);
   const int64_t rows = bits.size(0);
   check_bits(bits, rows, columns, "mask_plan");
   const Tensor from = as_contiguous(bits);
   const auto* source = (const uint32_t*)from.const_data_ptr();
   int64_t active = 0;
   for (int64_t i = 0; i < rows * mask_words(columns); ++i) active += count_bits(source[i]);
-  PlanBuilder builder(source, rows, columns, active, first_level_cache(), column_taps, row_taps);
+  PlanBuilder builder(source, rows, columns, active, first_level_cache(), taps);
   // An exception, out of memory for one, must not leave a thread of the pool: it is carried out.
   std::exception_ptr error;
   std::atomic<bool> failed{false};

@@ -89,7 +89,7 @@ Tensor forward(const char* op, const Tensor& input, const Tensor& weight, const 
                           weight.size(2), weight.size(3), op);
   const Tensor w = as_contiguous(weight);
   g.weight = w.const_data_ptr(), g.weight_ld = g.shape.columns();
-  attach_bits(g, keep, bits, plan, g.shape.out, g.shape.columns(), op);
+  attach_bits(g, keep, bits, plan, g.shape.out, g.shape.columns(), op, g.shape.taps());
   attach_ordered(g, keep, plan, weight.scalar_type(), op);
   if (bias) {
     check_same_dtype(input, "input", *bias, "bias", op);
@@ -122,7 +122,7 @@ Tensor input_grad(const char* op, const Tensor& grad, const Tensor& weight, cons
   check_shape(grad, {g.shape.batch, g.shape.out, g.shape.out_h, g.shape.out_w}, op, "grad");
   const Tensor w = as_contiguous(weight);
   g.weight = w.const_data_ptr(), g.weight_ld = g.shape.columns();
-  attach_bits(g, keep, bits, plan, g.shape.out, g.shape.columns(), op);
+  attach_bits(g, keep, bits, plan, g.shape.out, g.shape.columns(), op, g.shape.taps());
   g.library = true;
   const ConvSchedule s = schedule(g, isa_in_use(), (int)torch::stable::get_num_threads());
   if (s.kernel == Kernel::library) return library_input_grad(g, grad, w, s.isa);
@@ -147,7 +147,7 @@ Tensor weight_grad(const char* op, const Tensor& grad, const Tensor& input, cons
   g.shape = shape_of_conv(geometry, input.size(0), input.size(1), input.size(2), input.size(3), grad.size(1), kernel[0],
                           kernel[1], op);
   check_shape(grad, {g.shape.batch, g.shape.out, g.shape.out_h, g.shape.out_w}, op, "grad");
-  attach_bits(g, keep, bits, plan, g.shape.out, g.shape.columns(), op);
+  attach_bits(g, keep, bits, plan, g.shape.out, g.shape.columns(), op, g.shape.taps());
   g.library = true;
   const ConvSchedule s = schedule(g, isa_in_use(), (int)torch::stable::get_num_threads());
   if (s.kernel == Kernel::library && g.shape.pixels() > 0) return library_weight_grad(g, grad, input, s.isa);
@@ -211,7 +211,7 @@ std::string masked_conv2d_candidates(std::string pass, Ints input_size, Ints ker
                   ": input_size must have 4 numbers, kernel_size 2, and bits be [out, words]");
   g.shape = shape_of_conv({stride, padding, dilation, groups}, input_size[0], input_size[1], input_size[2],
                           input_size[3], bits.size(0), kernel_size[0], kernel_size[1], kOp);
-  attach_bits(g, keep, bits, plan, g.shape.out, g.shape.columns(), kOp);
+  attach_bits(g, keep, bits, plan, g.shape.out, g.shape.columns(), kOp, g.shape.taps());
   if (g.pass == Pass::forward) attach_ordered(g, keep, plan, type, kOp);
   Candidate list[kMostCandidates];
   return describe_candidates(list, candidates(g, isa_in_use(), (int)torch::stable::get_num_threads(), list));

@@ -100,8 +100,8 @@ class Compact {
   Compact(const MaskedConv& g, const LibraryConv& p)
       : g(g),
         p(p),
-        in(g.shape.in, [&](int64_t c) { return p.reads(c, g.shape.taps()); }),
-        out(g.shape.out, [&](int64_t c) { return p.out_pattern[c / 32] >> (c % 32) & 1; }) {}
+        in(g.shape.in, [&](int64_t c) { return p.reads(c); }),
+        out(g.shape.out, [&](int64_t c) { return p.writes(c); }) {}
 
   Tensor forward(const Tensor& input, const Tensor& weight) const {
     const std::optional<Tensor> bias = g.bias ? some_bias(weight) : std::nullopt;
@@ -146,26 +146,18 @@ class Compact {
   // zeros.
   void each_kernel(char* whole, const char* some, bool to_whole) const {
     const int64_t taps = g.shape.taps(), size = dtype_size(g.dtype), columns = g.shape.columns();
-    std::vector<int32_t>
-        masked;  // columns of channels that have active ones too, as numbers among all columns of `some`
-    for (int64_t c = 0; c < p.in; ++c)
-      for (int64_t t = 0; t < taps; ++t) {
-        const int64_t i = in.list[c] * taps + t;
-        if (!(p.column_pattern[i / 32] >> (i % 32) & 1)) masked.push_back((int32_t)(c * taps + t));
-      }
+    const bool all = p.all_taps();
     torch::stable::parallel_for(
         0, p.out, std::max<int64_t>(1, kGrain / (p.in * taps)), [&](int64_t begin, int64_t end) {
-          for (int64_t o = begin; o < end; ++o) {
-            char* const row = whole + out.list[o] * columns * size;
-            char* const some_row = (char*)some + o * p.in * taps * size;
+          for (int64_t o = begin; o < end; ++o)
             for (int64_t c = 0; c < p.in; ++c) {
-              char *const one = row + in.list[c] * taps * size, *const other = some_row + c * taps * size;
+              char* const one = whole + (out.list[o] * columns + in.list[c] * taps) * size;
+              char* const other = (char*)some + (o * p.in + c) * taps * size;
               std::memcpy(to_whole ? one : other, to_whole ? other : one, (size_t)(taps * size));
+              for (int64_t t = 0; !all && t < taps; ++t)
+                if (!p.active(in.list[c], out.list[o], t))
+                  std::memset((to_whole ? one : other) + t * size, 0, (size_t)size);
             }
-            for (int32_t i : masked)
-              std::memset(to_whole ? row + (in.list[i / taps] * taps + i % taps) * size : some_row + i * size, 0,
-                          (size_t)size);
-          }
         });
   }
 

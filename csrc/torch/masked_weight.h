@@ -20,7 +20,8 @@ struct Operands {
   Packed packed;
 };
 
-// The plan's parts in the list that ops take: the index of the mask, and of its transpose; and, where the weight was
+// The plan's parts in the list that ops take: the index of the mask, and of its transpose, in which a convolution's
+// channels change places and their taps stay together; and, where the weight was
 // packed, what masked_linear_pack returned.
 enum PlanPart { kIndex, kTransposedIndex, kPackedValues, kPackedColumns, kPackedRows, kOrderedValues, kParts };
 // What masked_conv2d_pack returned lies behind a convolution's.
@@ -33,7 +34,6 @@ void attach_plan(Problem& g, Operands& keep, const std::vector<Tensor>& plan, Pl
   STD_TORCH_CHECK(plan.size() == kPackedValues || plan.size() == Problem::kPlanned, op,
                   ": plan must have no tensors, 2, or ", Problem::kPlanned, " with a packed weight, got ", plan.size());
   const Tensor& t = plan[part];
-  if (part == kTransposedIndex) std::swap(rows, columns);
   STD_TORCH_CHECK(t.scalar_type() == ScalarType::Byte && t.dim() == 1 && (t.size(0) <= 1 || t.stride(0) == 1) &&
                       plan_open(t.const_data_ptr(), t.size(0), rows, columns, &keep.plan),
                   op, ": plan[", (int)part, "] is not the plan of a mask of shape [", rows, ", ", columns, "]");
@@ -67,17 +67,19 @@ void attach_packed(Problem& g, Operands& keep, const std::vector<Tensor>& plan, 
   g.packed = &keep.packed;
 }
 
-// Bits over rows x columns weights, and their plan.
+// Bits over rows x columns weights, and their plan; `taps` columns are one channel.
 template <class Problem>
 void attach_bits(Problem& g, Operands& keep, const Tensor& bits, const std::vector<Tensor>& plan, int64_t rows,
-                 int64_t columns, const char* op) {
+                 int64_t columns, const char* op, int64_t taps = 1) {
   check_bits(bits, rows, columns, op);
   keep.mask = as_contiguous(bits);
   g.bits = (const uint32_t*)keep.mask.const_data_ptr();
   g.bits_ld = mask_words(columns);
   static const uint32_t none = 0;  // an empty mask has no storage, and null would mean "factors"
   if (g.bits == nullptr) g.bits = &none;
-  attach_plan(g, keep, plan, g.pass == Pass::input_grad ? kTransposedIndex : kIndex, rows, columns, op);
+  const bool grad = g.pass == Pass::input_grad;
+  attach_plan(g, keep, plan, grad ? kTransposedIndex : kIndex, grad ? columns / taps : rows,
+              grad ? rows * taps : columns, op);
 }
 
 // The weights of the plan's index in its order, for products of many rows; empty where that would be no less than

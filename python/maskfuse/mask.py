@@ -366,12 +366,13 @@ def _make_plan(mask: Mask) -> list[Tensor]:
         return []
     rows, columns = _rows_columns(mask.shape, "shape")
     # A channel's weights lie together; in a linear layer every weight is on its own, which 0 stands for.
-    taps, single = (math.prod(mask.shape[2:]), 1) if len(mask.shape) == 4 else (0, 0)
+    taps = math.prod(mask.shape[2:]) if len(mask.shape) == 4 else 0
+    together = max(1, taps)
     with torch.inference_mode(False):
-        transposed = torch.ops.maskfuse.mask_transpose(mask.bits, columns)
+        transposed = torch.ops.maskfuse.mask_transpose(mask.bits, columns, together)
         plan = [
-            torch.ops.maskfuse.mask_plan(mask.bits, columns, taps, single),
-            torch.ops.maskfuse.mask_plan(transposed, rows, single, taps),
+            torch.ops.maskfuse.mask_plan(mask.bits, columns, taps),
+            torch.ops.maskfuse.mask_plan(transposed, rows * together, taps),
         ]
     for t in plan:
         # What torch._dynamo.maybe_mark_dynamic sets, without importing the compiler: a mask of another size of plan

@@ -29,11 +29,11 @@ def _(bits: Tensor, columns: int, inner: int) -> Tensor:
 
 
 @torch.library.register_fake("maskfuse::mask_transpose")
-def _(bits: Tensor, columns: int) -> Tensor:
-    return bits.new_empty((columns, words(bits.shape[0])))
+def _(bits: Tensor, columns: int, taps: int = 1) -> Tensor:
+    return bits.new_empty((columns // taps, words(bits.shape[0] * taps)))
 
 
 @torch.library.register_fake("maskfuse::mask_plan")
-def _(bits: Tensor, columns: int, column_taps: int, row_taps: int) -> Tensor:
+def _(bits: Tensor, columns: int, taps: int) -> Tensor:
     # Its size depends on the bits: plans are made when a mask is set, not in traced code.
     return bits.new_empty((torch.library.get_ctx().new_dynamic_size(),), dtype=torch.uint8)
