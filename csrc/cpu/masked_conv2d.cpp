@@ -55,7 +55,8 @@ void schedule_vectors(ConvSchedule& s, const MaskedConv& g, const MaskedConvKern
   s.lines_at = shared.add(c.columns() * 4);
   s.offsets_at = shared.add(plan.header->column_bytes * 2);
   s.values_at = shared.add(g.pass == Pass::weight_grad || packed ? 0 : ordered_values(plan) * element);
-  int64_t in, out;  // channels in lanes
+  const int64_t in = std::min(c.in, ceil_div(plan.header->chunk, c.taps()) + 1);  // channels in lanes at a time
+  int64_t out;
   if (g.pass == Pass::weight_grad) {
     s.phase_count = 3;
     const int64_t bytes = ordered_values(plan) * element;
@@ -65,20 +66,19 @@ void schedule_vectors(ConvSchedule& s, const MaskedConv& g, const MaskedConvKern
     s.phases[1] = {table.sampled[d], grid_of(s.slices, panels, 1, step)};
     s.phases[2] = {table.reduced[d], grid_of(1, panels, 1, 1)};
     s.sums_at = shared.add(s.slices * bytes);
-    in = c.in, out = std::min(step * panel, c.out);
+    out = std::min(step * panel, c.out);
   } else {
     s.phase_count = 2;
     const int64_t step = std::max<int64_t>(1, ceil_div(strips, kTurns * threads));
     s.phases[0] = {table.values[g.pass == Pass::input_grad][d], grid_of(1, panels, 1, 1)};
     s.phases[1] = {table.accumulate[d], grid_of(strips, panels, step, panel_step(strips, panels, 1, threads))};
-    in = std::min(c.in, ceil_div(plan.header->chunk, c.taps()) + 1);
     out = std::min(s.phases[1].grid.n_step * panel, c.out);
   }
   s.shared_bytes = shared.bytes;
   // Vectors that are stored may run over an end.
   s.input_at = scratch.add(in * s.strips.plane * kUnitBytes + 256);
   s.output_at = scratch.add(out * s.strips.out_plane * kUnitBytes + 256);
-  const int64_t units = s.strips.pointwise ? s.strips.rows : s.strips.wide;
+  const int64_t units = s.strips.pointwise ? s.strips.rows : 1;
   s.map_at = scratch.add(map_bytes(s.strips.copies * units, s.strips.staged_rows, s.strips.unit) +
                          map_bytes(units, s.strips.rows, s.strips.unit));
   s.scratch_bytes = scratch.bytes;
@@ -148,13 +148,12 @@ void prepare(const MaskedConv& g, const ConvSchedule& s, void* shared) {
   const Strips& strips = s.strips;
   auto* line = (int32_t*)((char*)shared + s.lines_at);
   const bool turned = g.pass == Pass::input_grad;
-  const int64_t copy = strips.wide * strips.staged_rows;
   auto* const first = (int64_t*)((char*)shared + s.first_at);
   staged_rows(c, strips.rows, first);
   for (int64_t channel = 0; channel < c.in; ++channel)
     for (int64_t dy = 0; dy < c.kernel_h; ++dy)
       for (int64_t dx = 0; dx < c.kernel_w; ++dx)
-        *line++ = (int32_t)(channel * strips.plane + (turned ? c.kernel_w - 1 - dx : dx) * copy +
+        *line++ = (int32_t)(channel * strips.plane + (turned ? c.kernel_w - 1 - dx : dx) * strips.staged_rows +
                             first[turned ? c.kernel_h - 1 - dy : dy]);
 }
 

@@ -58,14 +58,14 @@ MaskedConv forward_form(const MaskedConv& problem);
 
 // How the vector kernels cut output pixels into lanes: see masked_conv2d_strip.h.
 struct Strips {
-  bool pointwise;        // one tap: rows of a strip are pixels one after another, whatever image row they are in
-  int64_t unit;          // lanes
-  int64_t wide, across;  // units a strip; strips side by side
-  int64_t rows, parts;   // output rows a strip; strips below one another
-  int64_t staged_rows;   // lines a unit and a copy: the input rows that a strip's output rows read
-  int64_t copies;        // of the input, one a dx
-  int64_t plane;         // lines a channel: copies * wide * staged_rows, made odd for the cache's sake
-  int64_t out_plane;     // lines a channel of a strip of the output: wide * rows, likewise
+  bool pointwise;       // one tap: rows of a strip are pixels one after another, whatever image row they are in
+  int64_t unit;         // lanes
+  int64_t across;       // strips side by side
+  int64_t rows, parts;  // output rows a strip; strips below one another
+  int64_t staged_rows;  // lines a copy: the input rows that a strip's output rows read
+  int64_t copies;       // of the input, one a dx
+  int64_t plane;        // lines a channel: copies * staged_rows, made odd for the cache's sake
+  int64_t out_plane;    // lines a channel of a strip of the output, likewise
 
   int64_t strips() const { return across * parts; }
 };
@@ -118,7 +118,7 @@ struct ConvSchedule {
   int64_t slices;
   // shared: the staged row of each dy, the line of each of the weight's columns in a strip, offsets of the plan's columns, values, partial sums.
   size_t first_at, lines_at, offsets_at, values_at, sums_at, shared_bytes;
-  // scratch: of a strip, the input (a chunk of it, but for weight_grad) and the output, and where lanes are.
+  // scratch: of a strip, a chunk of the input, the output, and where lanes are.
   size_t input_at, output_at, map_at, scratch_bytes;
 };
 

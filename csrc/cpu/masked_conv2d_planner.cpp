@@ -25,9 +25,6 @@ std::atomic<int> preferred{-1};
 
 int64_t element_bytes(const MaskedConv& g) { return g.dtype == Dtype::f64 ? 8 : 4; }
 
-// Bytes of a strip's input and output that leave some of the second-level cache to the weight, and units across.
-constexpr int64_t kStripBytes = int64_t{1} << 20, kMostWide = 4;
-
 bool can_cut(const MaskedConv& g, const Strips& s) {
   // Places of lines are 16 bits, from their chunk's first.
   const int64_t chunk = g.plan->header->chunk, taps = g.shape.taps();
@@ -71,7 +68,7 @@ Work vector_work(Kernel kernel, const MaskedConv& g, const Strips& s) {
   const double units = std::max(1.0, row / (double)s.unit) * (double)(s.pointwise ? 1 : c.out_h);
   const double shared = (double)(h.values - h.column_bytes) / 3, singles = (double)h.column_bytes - shared;
   w.count[kPhase] = kernel == Kernel::sampled ? 3 : 2;
-  w.count[kLane] = strips * (double)c.in * (double)(s.copies * s.wide * s.staged_rows) + units * (double)c.out;
+  w.count[kLane] = strips * (double)c.in * (double)(s.copies * s.staged_rows) + units * (double)c.out;
   w.count[kEntry] = (double)h.row_bytes * units;
   if (kernel == Kernel::sampled) {
     w.count[kSample] = (singles + 4 * shared) * units;
@@ -120,44 +117,17 @@ Strips strips_of(const MaskedConv& g) {
   s.unit = kUnitBytes / element_bytes(g);
   s.pointwise = c.taps() == 1;
   s.copies = c.kernel_w;
-  const int64_t units = ceil_div(c.batch * (s.pointwise ? c.out_h * c.out_w : c.out_w), s.unit);
-  const auto cut = [&](int64_t rows) {
-    s.rows = rows;
-    s.parts = s.pointwise ? 1 : ceil_div(std::max<int64_t>(1, c.out_h), rows);
-    s.across = ceil_div(units, s.pointwise ? rows : s.wide);
-    // Odd numbers of lines from channel to channel spread over all of the cache; a block is contiguous by itself.
-    s.staged_rows = staged_rows(c, rows, nullptr);
-    if (!s.pointwise) s.staged_rows |= 1;
-    const int64_t odd = rows > kBlockUnits || s.wide > 1 || s.copies > 1 || s.staged_rows > kBlockUnits;
-    s.plane = s.copies * s.wide * s.staged_rows | odd;
-    s.out_plane = s.wide * rows | odd;
-  };
-  const auto bytes = [&] { return (c.in * s.plane + c.out * s.out_plane) * kUnitBytes; };
-  if (g.pass != Pass::weight_grad) {
-    // A block, whose chunks of channels are staged in the first-level cache.
-    s.wide = 1;
-    cut(s.pointwise ? kBlockUnits : ceil_div(std::max<int64_t>(1, c.out_h), ceil_div(c.out_h, kBlockUnits)));
-    return s;
-  }
-  // What a strip sums up must not depend on the number of threads.
-  const auto good = [&] { return bytes() <= kStripBytes && s.strips() >= kMostSlices; };
-  if (s.pointwise) {
-    s.wide = 1;
-    for (int64_t rows = 4 * kBlockUnits; rows >= kBlockUnits; --rows) {
-      cut(rows);
-      if (good()) break;
-    }
-    return s;
-  }
-  // Wide enough for rows of an image to be read from end to end, as tall as fits.
-  for (s.wide = std::min(kMostWide, ceil_div(c.out_w, s.unit));; s.wide /= 2) {
-    for (int64_t parts = 1;; ++parts) {
-      const int64_t rows = ceil_div(std::max<int64_t>(1, c.out_h), parts);
-      cut(parts == 1 ? rows : round_up(rows, kBlockUnits));
-      if (good() || (s.wide == 1 && rows <= kBlockUnits)) return s;
-      if (s.wide > 1 && rows <= 2 * kBlockUnits) break;
-    }
-  }
+  const int64_t most = g.pass == Pass::weight_grad ? 2 * kBlockUnits : kBlockUnits, h = std::max<int64_t>(1, c.out_h);
+  s.parts = s.pointwise ? 1 : ceil_div(h, most);
+  s.rows = s.pointwise ? most : std::min(most, round_up(ceil_div(h, s.parts), most > kBlockUnits ? 2 : 1));
+  s.across = s.pointwise ? ceil_div(c.pixels(), s.unit * s.rows) : ceil_div(c.batch * c.out_w, s.unit);
+  // Odd numbers of lines from channel to channel spread over all of the cache; a block is contiguous by itself.
+  s.staged_rows = staged_rows(c, s.rows, nullptr);
+  if (!s.pointwise) s.staged_rows |= 1;
+  const int64_t odd = s.rows > kBlockUnits || s.copies > 1 || s.staged_rows > kBlockUnits;
+  s.plane = s.copies * s.staged_rows | odd;
+  s.out_plane = s.rows | odd;
+  return s;
 }
 
 int candidates(const MaskedConv& g, Isa isa, int threads, Candidate* list) {

@@ -1,7 +1,7 @@
 // Activations of a convolution in lanes, and back. Included by masked_conv2d_{avx2,avx512}.cpp only.
 //
 // Lanes are output pixels side by side: those of one image row, then the same row of the next image. A unit is 64 bytes
-// of them, and a strip is some units wide and some output rows tall:
+// of them; a strip is a unit of a few output rows below one another:
 //
 //   [image 0: x = 0 ... out_w - 1][image 1: x = 0 ... ] ...     row y
 //   |---- unit 0 ----|---- unit 1 ----| ...                     row y + 1
@@ -10,10 +10,11 @@
 // a line of the copy, `dy` rows further down. With a stride, rows that no output row reads together lie in ranges of
 // their own (phases), so that neighbouring output rows always read neighbouring lines:
 //
-//   input    [channel][copy: dx][unit][staged row: phase, row][lane]     lanes outside the image hold zeros
-//   output   [channel][unit][row][lane]
+//   input    [channel][copy: dx][staged row: phase, row][lane]     lanes outside the image hold zeros
+//   output   [channel][row][lane]
 //
-// A block of up to four rows of a unit is 256 bytes of lanes, one line for the kernels of masked_linear_accumulate.h.
+// A block of up to four rows is 256 bytes of lanes, one line for the kernels of masked_linear_accumulate.h. A strip is
+// one block, or, for weight_grad, two.
 //
 // Where there is one tap, rows need not be image rows: pixels are taken one after another, with no lane unused.
 #pragma once
@@ -27,28 +28,23 @@ namespace {
 template <class S>
 inline constexpr int kUnitLanes = kUnitBytes / (int)sizeof(S);
 
-// Which strip: units [unit, unit + units) and output rows [row, row + rows).
+// Which strip: of a unit, output rows [row, row + rows). Of pixels one after another, `rows` units from `unit` on.
 struct Strip {
-  int64_t unit, units, row, rows;
+  int64_t unit, row, rows;
 };
 
 template <class V>
 static inline Strip strip_at(const MaskedConv& g, const Strips& s, int64_t index) {
   constexpr int64_t kUnit = kUnitLanes<typename V::S>;
   const ConvShape& c = g.shape;
-  Strip strip{index / s.parts * s.wide, 0, 0, 0};
   if (s.pointwise) {
-    const int64_t left = c.pixels() - strip.unit * s.rows * kUnit;
-    strip.units = left > 0;
-    strip.rows = left <= 0 ? 0 : min64(s.rows, ceil_div(left, kUnit));
-  } else {
-    strip.units = min64(s.wide, ceil_div(c.batch * c.out_w, kUnit) - strip.unit);
-    if (strip.units < 0) strip.units = 0;
-    const int64_t part = index % s.parts, h = c.out_h;
-    strip.row = part * h / s.parts;
-    strip.rows = strip.units > 0 ? (part + 1) * h / s.parts - strip.row : 0;
+    const int64_t unit = index * s.rows;
+    return {unit, 0, min64(s.rows, ceil_div(c.pixels(), kUnit) - unit)};
   }
-  return strip;
+  // As even as can be; an even number of rows where they make two blocks.
+  const int64_t part = index % s.parts, grain = s.rows > kBlockUnits ? 2 : 1, rows = ceil_div(c.out_h, grain);
+  const int64_t begin = part * rows / s.parts * grain, end = min64((part + 1) * rows / s.parts * grain, c.out_h);
+  return {index / s.parts, begin, end - begin};
 }
 
 // A run of lanes whose elements lie at one step from each other: `count` of them, from the first of `bits` on, in
@@ -193,14 +189,13 @@ struct LaneMap {
   }
 };
 
-// Calls f(lane, image, y, x) for the output pixels in the lanes of a unit of the strip: of its row `row`, or, where
-// strips are rows of pixels, of pixels of any row of the image.
+// Calls f(lane, image, y, x) for the output pixels in the lanes of a unit: in one row of the images, or, where strips
+// are of pixels one after another, in any.
 template <class V, class F>
-static inline void for_lanes(const MaskedConv& g, const Strips& s, const Strip& strip, int64_t unit, int64_t row,
-                             F&& f) {
+static inline void for_lanes(const MaskedConv& g, const Strips& s, int64_t unit, F&& f) {
   constexpr int64_t kUnit = kUnitLanes<typename V::S>;
   const int64_t w = g.shape.out_w, h = s.pointwise ? g.shape.out_h : 1;
-  int64_t pixel = (s.pointwise ? strip.unit * s.rows + row : strip.unit + unit) * kUnit;
+  int64_t pixel = unit * kUnit;
   const int64_t end = min64(pixel + kUnit, g.shape.batch * h * w);
   int64_t x = pixel % w, y = pixel / w % h, image = pixel / w / h;
   for (int lane = 0; pixel < end; ++pixel, ++lane) {
@@ -222,12 +217,12 @@ static inline int64_t read_at(int64_t at, int64_t spread, int64_t size) {
 template <class V>
 static LaneMap<V> input_map(const MaskedConv& g, const Strips& s, const Strip& strip, void* memory) {
   const ConvShape& c = g.shape;
-  const int64_t units = s.pointwise ? s.rows : s.wide, used = s.pointwise ? strip.rows : strip.units;
+  const int64_t units = s.pointwise ? s.rows : 1, used = s.pointwise ? strip.rows : 1;
   const int64_t step = c.spread_w > 1 ? 1 : g.input.x * c.stride_w;
   LaneMap<V> map(c.kernel_w * units, s.pointwise ? 1 : s.staged_rows, step, memory);
   for (int64_t dx = 0; dx < c.kernel_w; ++dx)
     for (int64_t unit = 0; unit < used; ++unit)
-      for_lanes<V>(g, s, strip, unit, unit, [&](int lane, int64_t image, int64_t y, int64_t x) {
+      for_lanes<V>(g, s, strip.unit + unit, [&](int lane, int64_t image, int64_t y, int64_t x) {
         const int64_t iy = s.pointwise ? read_at(y * c.stride_h - c.pad_h, c.spread_h, c.in_h) : 0;
         const int64_t ix = read_at(x * c.stride_w + dx * c.dilation_w - c.pad_w, c.spread_w, c.in_w);
         if (iy >= 0 && ix >= 0)
@@ -254,10 +249,9 @@ static void input_rows(const MaskedConv& g, const Strips& s, const Strip& strip,
 
 template <class V>
 static LaneMap<V> output_map(const MaskedConv& g, const Strips& s, const Strip& strip, void* memory) {
-  const int64_t units = s.pointwise ? s.rows : s.wide;
-  LaneMap<V> map(units, s.pointwise ? 1 : s.rows, g.output.x, memory);
-  for (int64_t unit = 0; unit < (s.pointwise ? strip.rows : strip.units); ++unit)
-    for_lanes<V>(g, s, strip, unit, unit, [&](int lane, int64_t image, int64_t y, int64_t x) {
+  LaneMap<V> map(s.pointwise ? s.rows : 1, s.pointwise ? 1 : s.rows, g.output.x, memory);
+  for (int64_t unit = 0; unit < (s.pointwise ? strip.rows : 1); ++unit)
+    for_lanes<V>(g, s, strip.unit + unit, [&](int lane, int64_t image, int64_t y, int64_t x) {
       map.places[unit * map.kUnit + lane] = image * g.output.n + (s.pointwise ? y * g.output.y : 0) + x * g.output.x;
     });
   map.find_runs();
@@ -270,17 +264,6 @@ static void output_rows(const MaskedConv& g, const Strips& s, const Strip& strip
   if (s.pointwise) map.shift[0] = 0;
   for (int64_t r = 0; r < strip.rows && !s.pointwise; ++r) map.shift[r] = (strip.row + r) * g.output.y;
   map.sort_rows();
-}
-
-// A strip in blocks of at most four rows of a unit, as even as can be: the unit, its first row and how many.
-struct RowBlock {
-  int64_t unit, row;
-  int rows;
-};
-static inline int64_t row_blocks(const Strip& strip) { return strip.units * ceil_div(strip.rows, kBlockUnits); }
-static inline RowBlock row_block(const Strip& strip, int64_t index) {
-  const int64_t blocks = ceil_div(strip.rows, kBlockUnits), i = index % blocks, begin = i * strip.rows / blocks;
-  return {index / blocks, begin, (int)((i + 1) * strip.rows / blocks - begin)};
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 // Fills the kernel table of one instruction set. Included by masked_conv2d_{avx2,avx512}.cpp only.
 #pragma once
 
+#include "masked_conv2d_accumulate.h"
 #include "masked_conv2d_weight_grad.h"
 
 namespace maskfuse {
