@@ -16,14 +16,16 @@ BENCH = Path(__file__).resolve().parent.parent / "bench"
 def test_candidates_take_turns():
     calls = []
     times = compare({name: lambda name=name: calls.append(name) for name in "abc"}, budget=0, min_rounds=4, shortest=0)
-    assert all(len(timing.rounds) == 4 for timing in times.values())
-    assert "".join(calls[6:]) == "abc" + "bca" + "cab" + "abc"  # behind two calls each to warm up
+    assert all(len(timing.rounds) == len(timing.first) == 4 for timing in times.values())
+    # Behind two calls each to warm up: one by itself, then the repeated ones, of which one is enough here.
+    assert "".join(calls[6:]) == "aabbcc" + "bbccaa" + "ccaabb" + "aabbcc"
 
 
 def test_ratio_is_taken_round_by_round():
     slow, fast = Timing((2.0, 20.0, 2.2)), Timing((1.0, 10.0, 1.0))  # the machine was busy in the second round
     assert ratio(slow, fast) == 2.0
     assert slow.median == 2.2
+    assert ratio(Timing((1.0,), (6.0,)), Timing((1.0,), (2.0,)), first=True) == 3.0
     assert Timing((1.0, 2.0, 3.0, 4.0, 5.0)).spread == pytest.approx(1.0)
     assert Timing((1.0,)).spread == 0.0
 

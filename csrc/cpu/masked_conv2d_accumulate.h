@@ -55,7 +55,12 @@ static void conv_accumulate_task(const MaskedConv& g, const ConvPart& part) {
         for (int64_t c = 0; c < tiles.chunks(); ++c) {
           const int64_t column = c * tiles.chunk, channel = column / shape.taps();
           const int64_t last = ceil_div(min64(column + tiles.chunk, tiles.columns), shape.taps());
-          stage<V, T>(g.input, from, channel, last, g.plan->column_pattern, shape.taps(), s.plane, x);
+          bool zeros = false;
+          for (int64_t panel = part.n0; panel < part.n1; ++panel) {
+            tiles.at(panel, c, tile);
+            zeros |= !tile.exact();
+          }
+          stage<V, T>(g.input, from, channel, last, g.plan->column_pattern, shape.taps(), s.plane, zeros, x);
           for (int64_t panel = part.n0; panel < part.n1; ++panel) {
             S* const first = y + (panel * tiles.panel - row0) * s.out_plane * kUnit;
             tiles.at(panel, c, tile);

@@ -12,12 +12,12 @@ int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 // Nanoseconds on one core, in the order of `Rate`; a phase's and a call's on the whole call. Measured on the machine of
 // masked_linear_planner.cpp's table by bench/calibrate.py --op masked_conv2d, where choosing by them took 1 % longer
-// than the best choice (AVX2: 4 %). A lane is a line of 64 bytes here, and `moved` an element of the library's
+// than the best choice (AVX2: 1 %). A lane is a line of 64 bytes here, and `moved` an element of the library's
 // activations.
 // clang-format off
 //                           phase  weight product lane  value down  long  entry single shared sample tile result call    library read   moved
-constexpr double kAvx512[] = {27000, 0,    0,      7.38, 1.93, 3.13, 1.30, 2.26, 0.379, 0.913, 0.497, 0,   0.513, 155000, 0.883, 0.621, 0.696};
-constexpr double kAvx2[]   = {10100, 0,    0,      9.54, 5.60, 7.82, 4.03, 2.12, 0.530, 1.590, 0.660, 0,   0.868, 123000, 1.070, 1.220, 0.578};
+constexpr double kAvx512[] = {16500, 0,    0,      4.66, 1.65, 2.66, 1.92, 3.02, 0.321, 0.766, 0.462, 0,   0.402, 122000, 0.759, 0.711, 0.537};
+constexpr double kAvx2[]   = {16400, 0,    0,      6.62, 1.63, 2.79, 2.05, 2.33, 0.427, 1.680, 0.618, 0,   0.451, 120000, 0.792, 0.736, 0.532};
 // clang-format on
 static_assert(sizeof(kAvx512) / sizeof(double) == kRates && sizeof(kAvx2) / sizeof(double) == kRates);
 

@@ -71,15 +71,15 @@ static inline void stage_transposed(const T* from, const LaneMap<V>& map, int64_
 }
 
 // Channels [begin, end) of an image to lines: channel c's are `plane` lines from (c - begin) * plane on. Those without
-// an active weight are not read, but become zeros: lists may hold a column that is inactive.
+// an active weight are not read, but become zeros where lists may hold a column that is inactive.
 template <class V, class T>
 static void stage(const Image& image, const LaneMap<V>& map, int64_t begin, int64_t end, const uint32_t* pattern,
-                  int64_t taps, int64_t plane, typename V::S* to) {
+                  int64_t taps, int64_t plane, bool zeros, typename V::S* to) {
   const T* const from = (const T*)image.data;
   if (image.c == 1 && end - begin > 1) return stage_transposed<V>(from + begin, map, end - begin, plane, to);
   for (int64_t c = begin; c < end; ++c, to += plane * map.kUnit) {
     if (!channel_is_active(pattern, c, taps)) {
-      __builtin_memset(to, 0, (size_t)(plane * map.kUnit) * sizeof(typename V::S));
+      if (zeros) __builtin_memset(to, 0, (size_t)(plane * map.kUnit) * sizeof(typename V::S));
       continue;
     }
     if constexpr (V::template kMasks<T>) {

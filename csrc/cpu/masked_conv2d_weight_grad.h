@@ -39,7 +39,7 @@ static void conv_sampled_task(const MaskedConv& g, const ConvPart& part) {
       LaneMap<V> grad = output_map<V>(g, s, strip, memory.map + LaneMap<V>::bytes(from.patterns, from.rows));
       input_rows<V>(g, s, strip, memory.first, from);
       output_rows<V>(g, s, strip, grad);
-      stage<V, T>(g.output, grad, row0, row1, g.plan->row_pattern, 1, s.out_plane, dy);
+      stage<V, T>(g.output, grad, row0, row1, g.plan->row_pattern, 1, s.out_plane, false, dy);
       const int64_t blocks = ceil_div(strip.rows, kBlockUnits);
       const auto block_row = [&](int64_t b) { return b * strip.rows / blocks; };
       Tile tile;
@@ -57,7 +57,7 @@ static void conv_sampled_task(const MaskedConv& g, const ConvPart& part) {
       for (int64_t c = 0; c < tiles.chunks(); ++c) {
         const int64_t column = c * tiles.chunk, channel = column / shape.taps();
         const int64_t last = ceil_div(min64(column + tiles.chunk, tiles.columns), shape.taps());
-        stage<V, T>(g.input, from, channel, last, g.plan->column_pattern, shape.taps(), s.plane, x);
+        stage<V, T>(g.input, from, channel, last, g.plan->column_pattern, shape.taps(), s.plane, false, x);
         for (int64_t panel = part.n0; panel < part.n1; ++panel) {
           tiles.at(panel, c, tile);
           // Two blocks at once where they have as many rows: their sums are joined together.

@@ -26,6 +26,9 @@ struct Tile {
   int64_t value;                 // where the tile's values begin, in the panel
   int64_t row0, column0, width;  // in the matrix
 
+  // Whether lists hold active columns only: in a plan, entries whose lists do come before others of their width.
+  bool exact() const { return run_count == 0 || runs[run_count - 1].exact; }
+
   int64_t entries() const {
     int64_t count = 0;
     for (int i = 0; i < run_count; ++i) count += runs[i].entries;

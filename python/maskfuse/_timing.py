@@ -10,9 +10,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds a call, one entry a round. `spread` is the interquartile range over the median."""
+    """Seconds a call, one entry a round. `spread` is the interquartile range over the median.
+
+    `rounds` are of repeated calls, whose operands are in cache as far as they fit; `first` of the calls before them,
+    which found there what another candidate left.
+    """
 
     rounds: tuple[float, ...]
+    first: tuple[float, ...] = ()
 
     @property
     def median(self) -> float:
@@ -40,30 +45,33 @@ def compare(
     budget: float = 1.0,
     min_rounds: int = 9,
     max_rounds: int = 201,
-    shortest: float = 5e-4,
+    shortest: float = 1e-3,
 ) -> dict[str, Timing]:
     """Times every candidate in the same rounds.
 
-    Each candidate is called twice to warm up. A sample repeats the call until it lasts `shortest` seconds. A round
-    takes one sample of each candidate, starting with the next one each time; there are `min_rounds` rounds, and
-    more until `budget` seconds are spent.
+    Each candidate is called twice to warm up. A sample is one call, timed by itself, then as many as last `shortest`
+    seconds together. A round takes one sample of each candidate, starting with the next one each time; there are
+    `min_rounds` rounds, and more until `budget` seconds are spent.
     """
     calls = {}
     for name, function in candidates.items():
         _once(function, 1)
         calls[name] = max(1, round(shortest / max(_once(function, 1), 1e-9)))
-    samples: dict[str, list[float]] = {name: [] for name in candidates}
+    first: dict[str, list[float]] = {name: [] for name in candidates}
+    again: dict[str, list[float]] = {name: [] for name in candidates}
     order = list(candidates)
     start = time.perf_counter()
     rounds = 0
     while rounds < min_rounds or (rounds < max_rounds and time.perf_counter() - start < budget):
         for name in order:
-            samples[name].append(_once(candidates[name], calls[name]))
+            first[name].append(_once(candidates[name], 1))
+            again[name].append(_once(candidates[name], calls[name]))
         order.append(order.pop(0))
         rounds += 1
-    return {name: Timing(tuple(times)) for name, times in samples.items()}
+    return {name: Timing(tuple(again[name]), tuple(first[name])) for name in candidates}
 
 
-def ratio(slow: Timing, fast: Timing) -> float:
+def ratio(slow: Timing, fast: Timing, first: bool = False) -> float:
     """How many times faster `fast` is: the median over rounds of the two times of one round."""
-    return statistics.median(a / b for a, b in zip(slow.rounds, fast.rounds, strict=True))
+    times = (slow.first, fast.first) if first else (slow.rounds, fast.rounds)
+    return statistics.median(a / b for a, b in zip(*times, strict=True))
