@@ -4,6 +4,7 @@
     step        forward and backward
     packed      forward of a packed layer
     structure   channel masks (half of inputs and outputs), whole kernels, blocks of channels; forward and step
+    gated       forward of a full weight on half of each image's channels: each image's own, or one of two halves
 
 `vs dense` is against the better of torch's NCHW and channels_last in the same rounds, of repeated calls; `first vs
 dense` of the call before them, which finds in the caches what another contender left. Ratios above 1 mean that maskfuse
@@ -30,6 +31,7 @@ FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last
 # Against plain dense, at densities 0.5, 0.2, 0.1, 0.05; 1x1 on 512 channels at 28x28 is bound by its activations.
 FORWARD = dict(zip(SPARSE, (0.95, 1.9, 3.5, 5.5), strict=True))
 STEP = dict(zip(SPARSE, (0.95, 1.7, 3.0, 5.0), strict=True))
+GATED = 1.6  # half of the channels, against the convolution of all
 BOUND_BY_ACTIVATIONS = {0.1: 3.0, 0.05: 4.0}
 
 
@@ -44,6 +46,16 @@ def masks(shape: tuple[int, ...]) -> dict[str, Mask]:
         "kernels, 90 %": Mask.from_dense(kernels.expand(shape)),
         "blocks of 16x16 channels, 90 %": Mask.from_dense(blocks.reshape(out, inp, 1, 1).expand(shape)),
     }
+
+
+GATES = {"channels of each image's own": BATCH, "one of two halves": 2}
+
+
+def gates(name: str, channels: int) -> torch.Tensor:
+    """Half of the channels of each image, bool `[batch, channels]`."""
+    halves = torch.rand(GATES[name], channels).topk(channels // 2).indices
+    chosen = torch.zeros(GATES[name], channels, dtype=torch.bool).scatter_(1, halves, True)
+    return chosen[torch.arange(BATCH) % GATES[name]]
 
 
 def case(section: str, shape: tuple[int, int, int], mask: Mask, name: str, memory_format: str, options) -> dict:
@@ -66,7 +78,8 @@ def case(section: str, shape: tuple[int, int, int], mask: Mask, name: str, memor
         x, grad = images[key], grads[key]
         return (lambda: torch.autograd.grad(forward(x), (x, weight), grad)) if backward else (lambda: forward(x))
 
-    ours = layer if section == "packed" else lambda x: masked_conv2d(x, w, mask, padding=padding)
+    chosen = gates(name, channels) if section == "gated" else None
+    ours = layer if section == "packed" else lambda x: masked_conv2d(x, w, mask, padding=padding, channels=chosen)
     calls = {
         "NCHW": run(lambda x: F.conv2d(x, w, padding=padding), "NCHW", w),
         "channels_last": run(lambda x: F.conv2d(x, last, padding=padding), "channels_last", last),
@@ -103,9 +116,11 @@ def targets(rows: list[dict]) -> list[tuple[str, float, float]]:
             if row["section"] != "step" and (row["channels"], row["kernel"]) == (512, 1):
                 least = BOUND_BY_ACTIVATIONS.get(density, least)
             found.append((f"{row['section']}, {1 - density:.0%} masked, {at}", row["vs dense"], least))
+        elif row["section"] == "gated":
+            found.append((f"gated, {row['mask']}, {at}", row["vs dense"], GATED))
         elif row["mask"] == "half of inputs and outputs":
             found.append((f"{row['section']}, {row['mask']}, {at}", row["vs dense"], 3.0 if bounds is STEP else 3.2))
-    found.append(("against w*m, slowest", min(row["vs w*m"] for row in rows), 1.0))
+    found.append(("against w*m, slowest", min(row["vs w*m"] for row in rows if row["section"] != "gated"), 1.0))
     return found
 
 
@@ -125,6 +140,7 @@ def main() -> int:
             cases += [(s, shape, mask, "random", form) for s in sections for form in FORMATS]
         for name, mask in masks(weight).items():
             cases += [(s, shape, mask, name, form) for s in ("forward", "step") for form in FORMATS]
+        cases += [("gated", shape, Mask.full(weight), name, form) for name in GATES for form in FORMATS]
     rows = [case(*arguments, options) for arguments in timing.progress(cases)]
     columns = {
         "section": "s",

@@ -2,7 +2,8 @@
 
 The network is ResNet-18 as it is used on small images (He et al. 2016: 3 x 3 stem, four stages of two basic blocks);
 the images are scikit-learn's digits, four times enlarged to 32 x 32. Masked are all convolutions but the stem: the
-smaller 90 % of each one's weights, or half of the channels, the same ones wherever activations are added.
+smaller 90 % of each one's weights, or half of the channels, the same ones wherever activations are added. Masked blocks
+have `CompactSequential` in the place of `nn.Sequential`.
 
 Networks take turns, each for some calls one after another, as in a loop over batches: what a call finds in the caches
 and in the allocator is what the same network left there. `vs dense` is against the better of the dense network in NCHW
@@ -17,7 +18,7 @@ from collections.abc import Callable
 import timing  # first: it pins the threads before torch starts them
 import torch
 from maskfuse import Mask
-from maskfuse.nn import MaskedConv2d
+from maskfuse.nn import CompactSequential, MaskedConv2d
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -38,17 +39,19 @@ class BasicBlock(nn.Module):
 
     def __init__(self, inp: int, out: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(inp, out, 3, stride, 1, bias=False)
-        self.norm1 = nn.BatchNorm2d(out)
-        self.conv2 = nn.Conv2d(out, out, 3, 1, 1, bias=False)
-        self.norm2 = nn.BatchNorm2d(out)
+        self.body = nn.Sequential(
+            nn.Conv2d(inp, out, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(out),
+            nn.ReLU(),
+            nn.Conv2d(out, out, 3, 1, 1, bias=False),
+        )
+        self.norm = nn.BatchNorm2d(out)
         self.shortcut = nn.Sequential()
         if stride != 1 or inp != out:
             self.shortcut = nn.Sequential(nn.Conv2d(inp, out, 1, stride, bias=False), nn.BatchNorm2d(out))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.norm1(self.conv1(x)))
-        return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
+        return F.relu(self.norm(self.body(x)) + self.shortcut(x))
 
 
 class ResNet(nn.Module):
@@ -71,12 +74,14 @@ class ResNet(nn.Module):
 
 
 def masked(model: ResNet, mask_of: Callable[[str, nn.Conv2d], Mask]) -> ResNet:
-    """A copy of the network with masks on the convolutions of its blocks."""
+    """A copy of the network with masks on the convolutions of its blocks, whose bodies hand on live channels only."""
     model = copy.deepcopy(model)
     for name, module in list(model.blocks.named_modules()):
         if isinstance(module, nn.Conv2d):
             parent, _, child = name.rpartition(".")
             setattr(model.blocks.get_submodule(parent), child, MaskedConv2d.from_dense(module, mask_of(name, module)))
+    for block in model.blocks:
+        block.body = CompactSequential(*block.body)
     return model
 
 

@@ -49,7 +49,10 @@ def case(channels: int, size: int, kernel: int, density: float, options) -> dict
     zeroed = unpacked.to_dense()
     shape = (BATCH, channels, size, size)
     x = torch.randn(shape)
-    last, dense_last = x.to(memory_format=torch.channels_last), nn.Conv2d(channels, channels, kernel, padding=kernel // 2)
+    last, dense_last = (
+        x.to(memory_format=torch.channels_last),
+        nn.Conv2d(channels, channels, kernel, padding=kernel // 2),
+    )
     dense_last = dense_last.to(memory_format=torch.channels_last)
     weights = {"w": zeroed.weight, "b": zeroed.bias}
     engine = peers.deepsparse(

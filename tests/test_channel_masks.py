@@ -15,14 +15,18 @@ from torch.func import grad, vmap
 N, IN, OUT = 6, 9, 5
 
 
-@pytest.fixture(params=["compact", "zeroed", "estimated"])
+@pytest.fixture(params=["compact", "in place", "zeroed", "estimated"])
 def way(request, monkeypatch):
     """Each way to compute, and the one that the estimate chooses."""
-    if request.param == "zeroed":
-        monkeypatch.setattr(_channel_masks, "_CALL", 1 << 60)
-    if request.param == "compact":
-        for cost in ("_CALL", "_COPY", "_WEIGHT", "_WINDOW_WEIGHT"):
-            monkeypatch.setattr(_channel_masks, cost, 0)
+    costs = {
+        "compact": {"_CALL": 0, "_IMAGE_CALL": 0, "_COPY": 0, "_WEIGHT": 0, "_WINDOW_WEIGHT": 0, "_FEWER": 1}
+        | {"_IN_PLACE": 1 << 60},
+        "in place": {"_IMAGE_CALL": 1 << 60, "_IN_PLACE": 0},
+        "zeroed": {"_CALL": 1 << 60, "_IMAGE_CALL": 1 << 60, "_IN_PLACE": 1 << 60},
+        "estimated": {},
+    }
+    for name, cost in costs[request.param].items():
+        monkeypatch.setattr(_channel_masks, name, cost)
     return request.param
 
 
@@ -139,14 +143,19 @@ def test_linear(way, kind, weight_mask):
 
 def test_the_ways_are_taken(monkeypatch):
     """One call a group where grouping pays, none where it does not."""
-    calls = []
-    compute = _channel_masks.compute
+    calls, in_place = [], []
+    compute, gathered = _channel_masks.compute, maskfuse.ops.gathered_conv2d
+    monkeypatch.setattr(maskfuse.ops, "gathered_conv2d", lambda *a: in_place.append(a) or gathered(*a))
     monkeypatch.setattr(_channel_masks, "compute", lambda groups, *a: calls.append(groups) or compute(groups, *a))
-    x, w = torch.randn(8, 64, 14, 14), torch.randn(64, 64, 3, 3)
+    x, w = torch.randn(8, 64, 28, 28), torch.randn(128, 64, 3, 3)
     channels = torch.rand(2, 64).topk(32).indices
     channels = torch.zeros(2, 64, dtype=torch.bool).scatter(1, channels, True)[torch.tensor([0, 1, 1, 0, 1, 0, 0, 0])]
-    got = masked_conv2d(x, w, Mask.full(w.shape), None, 1, 1, channels=channels)
     want = reference.masked_conv2d(x, w, Mask.full(w.shape), None, 1, 1, channels=channels)
+    got = masked_conv2d(x, w, Mask.full(w.shape), None, 1, 1, channels=channels)
+    torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+    assert (len(in_place), calls) == (1, [])
+    monkeypatch.setattr(_channel_masks, "_IN_PLACE", 1 << 60)
+    got = masked_conv2d(x, w, Mask.full(w.shape), None, 1, 1, channels=channels)
     torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
     assert [(g.sizes, g.counts) for g in calls] == [([5, 3], [32, 32])]
     assert calls[0].order.tolist() == [0, 3, 5, 6, 7, 1, 2, 4]

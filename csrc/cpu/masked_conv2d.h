@@ -116,7 +116,8 @@ struct ConvSchedule {
   ConvPhase phases[3];
   int64_t phase_count;
   int64_t slices;
-  // shared: the staged row of each dy, the line of each of the weight's columns in a strip, offsets of the plan's columns, values, partial sums.
+  // shared: the staged row of each dy, the line of each of the weight's columns in a strip, offsets of the plan's
+  // columns, values, partial sums.
   size_t first_at, lines_at, offsets_at, values_at, sums_at, shared_bytes;
   // scratch: of a strip, a chunk of the input, the output, and where lanes are.
   size_t input_at, output_at, map_at, scratch_bytes;

@@ -87,8 +87,7 @@ Work vector_work(Kernel kernel, const MaskedConv& g, const Strips& s) {
 
 }  // namespace
 
-LibraryConv::LibraryConv(const MaskedConv& g)
-    : compact(false), in(g.shape.in), out(g.shape.out), conv(g) {
+LibraryConv::LibraryConv(const MaskedConv& g) : compact(false), in(g.shape.in), out(g.shape.out), conv(g) {
   if (!g.plan || !g.plan->row_pattern || g.shape.groups != 1) return;
   in = out = 0;
   for (int64_t c = 0; c < g.shape.in; ++c) in += reads(c);
@@ -97,10 +96,10 @@ LibraryConv::LibraryConv(const MaskedConv& g)
 }
 
 // Rows of the index are one side's channels, columns the other's, with their taps.
-bool LibraryConv::has_row(int64_t channel) const {
-  return conv.plan->row_pattern[channel / 32] >> (channel % 32) & 1;
+bool LibraryConv::has_row(int64_t channel) const { return conv.plan->row_pattern[channel / 32] >> (channel % 32) & 1; }
+bool LibraryConv::all_taps() const {
+  return conv.plan->header->active_columns == (exchanged() ? out : in) * conv.shape.taps();
 }
-bool LibraryConv::all_taps() const { return conv.plan->header->active_columns == (exchanged() ? out : in) * conv.shape.taps(); }
 bool LibraryConv::has_columns(int64_t channel) const {
   bool any = false;
   for (int64_t t = 0; t < conv.shape.taps(); ++t) any |= has_column(channel, t);

@@ -47,25 +47,36 @@ static inline void stage_pieces(const T* channel, const LaneMap<V>& map, typenam
                map.shift[row] == map.kOutside ? V::zero() : map.load(channel + map.shift[row], v));
 }
 
-// W channels at a time of an image whose channels lie side by side.
+// One channel.
 template <class V, class T>
-static inline void stage_transposed(const T* from, const LaneMap<V>& map, int64_t channels, int64_t plane,
+static inline void stage_channel(const T* channel, const LaneMap<V>& map, typename V::S* lines) {
+  if constexpr (V::template kMasks<T>) {
+    if (map.in_spans) return stage_spans<V>(channel, map, lines);
+  }
+  stage_pieces<V>(channel, map, lines);
+}
+
+// `width` channels, at most W, of an image whose channels lie side by side: those whose bits are set, one behind
+// another.
+template <class V, class T>
+static inline void stage_transposed(const T* from, const LaneMap<V>& map, int64_t width, uint32_t bits, int64_t plane,
                                     typename V::S* to) {
   constexpr int W = V::W, kUnit = LaneMap<V>::kUnit, kVectors = LaneMap<V>::kVectors;
-  for (int64_t c = 0; c < channels; c += W) {
-    const int width = (int)min64(W, channels - c);
-    for (int64_t v = 0; v < map.patterns * kVectors; ++v) {
-      const int64_t* const place = map.places + v * W;
-      for (int64_t row = 0; row < map.rows; ++row) {
-        const int64_t shift = map.shift[row];
-        typename V::S* const line = to + c * plane * kUnit + (v / kVectors * map.rows + row) * kUnit + v % kVectors * W;
-        typename V::Reg r[W];
-        for (int i = 0; i < W; ++i)
-          r[i] = shift == map.kOutside || place[i] < 0 ? V::zero() : V::load_n(from + shift + place[i] + c, width);
-        if (shift != map.kOutside) V::transpose(r);
-        for (int i = 0; i < W; ++i)
-          if (i < width) V::store(line + i * plane * kUnit, r[i]);
+  const uint32_t all = (uint32_t)((uint64_t{1} << width) - 1);
+  const int count = __builtin_popcount(bits);
+  for (int64_t v = 0; v < map.patterns * kVectors; ++v) {
+    const int64_t* const place = map.places + v * W;
+    for (int64_t row = 0; row < map.rows; ++row) {
+      const int64_t shift = map.shift[row];
+      typename V::S* const line = to + (v / kVectors * map.rows + row) * kUnit + v % kVectors * W;
+      typename V::Reg r[W];
+      for (int i = 0; i < W; ++i) {
+        r[i] = shift == map.kOutside || place[i] < 0 ? V::zero() : V::load_n(from + shift + place[i], (int)width);
+        if (bits != all) r[i] = V::compress(r[i], bits);
       }
+      if (shift != map.kOutside) V::transpose(r);
+      for (int i = 0; i < W; ++i)
+        if (i < count) V::store(line + i * plane * kUnit, r[i]);
     }
   }
 }
@@ -76,19 +87,18 @@ template <class V, class T>
 static void stage(const Image& image, const LaneMap<V>& map, int64_t begin, int64_t end, const uint32_t* pattern,
                   int64_t taps, int64_t plane, bool zeros, typename V::S* to) {
   const T* const from = (const T*)image.data;
-  if (image.c == 1 && end - begin > 1) return stage_transposed<V>(from + begin, map, end - begin, plane, to);
+  if (image.c == 1 && end - begin > 1) {
+    for (int64_t c = begin; c < end; c += V::W, to += V::W * plane * map.kUnit) {
+      const int64_t width = min64(V::W, end - c);
+      stage_transposed<V>(from + c, map, width, (uint32_t)((uint64_t{1} << width) - 1), plane, to);
+    }
+    return;
+  }
   for (int64_t c = begin; c < end; ++c, to += plane * map.kUnit) {
-    if (!channel_is_active(pattern, c, taps)) {
-      if (zeros) __builtin_memset(to, 0, (size_t)(plane * map.kUnit) * sizeof(typename V::S));
-      continue;
-    }
-    if constexpr (V::template kMasks<T>) {
-      if (map.in_spans) {
-        stage_spans<V>(from + c * image.c, map, to);
-        continue;
-      }
-    }
-    stage_pieces<V>(from + c * image.c, map, to);
+    if (channel_is_active(pattern, c, taps))
+      stage_channel<V>(from + c * image.c, map, to);
+    else if (zeros)
+      __builtin_memset(to, 0, (size_t)(plane * map.kUnit) * sizeof(typename V::S));
   }
 }
 
@@ -123,9 +133,8 @@ static void unstage(const Image& image, const LaneMap<V>& map, int64_t channel, 
     T* const channel_to = to + c * image.c;
     if constexpr (V::template kMasks<T>) {
       if (map.in_spans) {
-        vectors([&](int64_t shift, int64_t v, int64_t line) __attribute__((always_inline)) {
-          map.store_spans(channel_to + shift, v, V::load(from + line));
-        });
+        vectors([&](int64_t shift, int64_t v, int64_t line)
+                    __attribute__((always_inline)) { map.store_spans(channel_to + shift, v, V::load(from + line)); });
         continue;
       }
     }

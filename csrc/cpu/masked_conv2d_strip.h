@@ -61,8 +61,8 @@ struct Span {
   uint32_t bits;
 };
 
-// Where lanes are in an image. A pattern is a unit's lanes in one row of the image; rows, the same for all patterns, are
-// elements further on, or outside the image. Lines are [pattern][row].
+// Where lanes are in an image. A pattern is a unit's lanes in one row of the image; rows, the same for all patterns,
+// are elements further on, or outside the image. Lines are [pattern][row].
 template <class V>
 struct LaneMap {
   static constexpr int W = V::W, kUnit = kUnitLanes<typename V::S>, kVectors = kUnit / W;
@@ -89,6 +89,7 @@ struct LaneMap {
     return ((size_t)patterns * kPatternBytes + (size_t)rows * 2 * sizeof(int64_t) + 63) / 64 * 64;
   }
 
+  LaneMap() = default;
   // Clear: no lane has a pixel, no row is in the image. A dimension of one element may have any stride.
   LaneMap(int64_t patterns, int64_t rows, int64_t step, void* memory)
       : patterns(patterns), rows(rows), inside(0), step(step < 1 ? 1 : step), spread(0), in_spans(false), touched(0) {

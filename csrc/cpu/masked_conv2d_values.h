@@ -88,8 +88,7 @@ static void exchanged_values(const MaskedConv& g, const Tiles& tiles, int64_t pa
         for (int k = 0; k < run.length; ++k)
           for (int j = 0; j < run.width; ++j) {
             const int64_t row = (tile.row0 + rows[j]) * taps, column = columns[k];
-            const bool active =
-                run.exact || (mask_at(g.bits + channel[column] * g.bits_ld, row + tap[column]) & 1);
+            const bool active = run.exact || (mask_at(g.bits + channel[column] * g.bits_ld, row + tap[column]) & 1);
             *to++ = active ? widen(weight + row + at[column]) : typename V::S(0);
           }
     }

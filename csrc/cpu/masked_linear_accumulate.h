@@ -154,8 +154,7 @@ static void accumulate_panel(const MaskedGemm& g, const Tiles& tiles, int64_t pa
       const int64_t next = min64(tiles.chunk, tiles.columns - tile.column0 - tile.width);
       const S* const lines = x + tile.column0 * kPitch;
       accumulate_tile<V, kVectors, kPitch>(
-          tile, tile.columns, lines,
-          FetchBytes(tile, lines + tile.width * kPitch, next * kPitch * (int64_t)sizeof(S)),
+          tile, tile.columns, lines, FetchBytes(tile, lines + tile.width * kPitch, next * kPitch * (int64_t)sizeof(S)),
           values + tile.value, [&](int row) __attribute__((always_inline)) { return y + row * kPitch; });
     }
   });

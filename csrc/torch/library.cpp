@@ -87,6 +87,15 @@ STABLE_TORCH_LIBRARY(maskfuse, m) {
   m.def(
       "masked_conv2d_weight_grad(Tensor grad, Tensor input, Tensor bits, Tensor[] plan, int[] kernel_size,"
       " int[] stride, int[] padding, int[] dilation, int groups) -> Tensor");
+  m.def(
+      "gathered_conv2d(Tensor input, Tensor weight, Tensor bits, Tensor? bias, int[] stride, int[] padding,"
+      " int[] dilation) -> Tensor");
+  m.def(
+      "gathered_conv2d_input_grad(Tensor grad, Tensor weight, Tensor bits, int[] input_size, int[] stride,"
+      " int[] padding, int[] dilation) -> Tensor");
+  m.def(
+      "gathered_conv2d_weight_grad(Tensor grad, Tensor input, Tensor bits, int[] kernel_size, int[] stride,"
+      " int[] padding, int[] dilation) -> Tensor");
   m.def("masked_conv2d_pack(Tensor weight, Tensor bits, Tensor[] plan) -> Tensor[]");
   m.def(
       "masked_conv2d_candidates(str direction, int[] input_size, int[] kernel_size, Tensor bits, Tensor[] plan,"

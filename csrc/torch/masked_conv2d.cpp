@@ -2,6 +2,7 @@
 #include "../cpu/masked_conv2d.h"
 
 #include "../cpu/masked_conv2d_planner.h"
+#include "conv_shape.h"
 #include "image.h"
 #include "masked_conv2d_library.h"
 #include "masked_weight.h"
@@ -9,49 +10,6 @@
 
 namespace maskfuse {
 namespace {
-
-using Ints = std::vector<int64_t>;
-
-struct Geometry {
-  const Ints &stride, &padding, &dilation;
-  int64_t groups;
-};
-
-void check_image(const Tensor& t, const char* op, const char* name) {
-  STD_TORCH_CHECK(t.dim() == 4, op, ": ", name, " must have shape [batch, channels, height, width], got ", shape_of(t));
-}
-
-// Sizes of a convolution of images of in_h x in_w; throws where they do not fit.
-ConvShape shape_of_conv(const Geometry& g, int64_t batch, int64_t in, int64_t in_h, int64_t in_w, int64_t out,
-                        int64_t kernel_h, int64_t kernel_w, const char* op) {
-  const auto two = [&](const Ints& values, const char* name, int64_t least) {
-    STD_TORCH_CHECK(values.size() == 2 && values[0] >= least && values[1] >= least, op, ": ", name,
-                    " must be two integers, at least ", least);
-  };
-  two(g.stride, "stride", 1);
-  two(g.padding, "padding", 0);
-  two(g.dilation, "dilation", 1);
-  STD_TORCH_CHECK(g.groups >= 1 && in % g.groups == 0 && out % g.groups == 0, op, ": groups ", g.groups,
-                  " must divide ", in, " input and ", out, " output channels");
-  STD_TORCH_CHECK(kernel_h >= 1 && kernel_w >= 1, op, ": kernel must not be empty, got ", kernel_h, " x ", kernel_w);
-  ConvShape s{};
-  s.batch = batch, s.in = in, s.in_h = in_h, s.in_w = in_w, s.out = out;
-  s.kernel_h = kernel_h, s.kernel_w = kernel_w, s.groups = g.groups;
-  s.stride_h = g.stride[0], s.stride_w = g.stride[1], s.pad_h = g.padding[0], s.pad_w = g.padding[1];
-  s.dilation_h = g.dilation[0], s.dilation_w = g.dilation[1];
-  const int64_t reach_h = s.dilation_h * (kernel_h - 1) + 1, reach_w = s.dilation_w * (kernel_w - 1) + 1;
-  STD_TORCH_CHECK(in_h + 2 * s.pad_h >= reach_h && in_w + 2 * s.pad_w >= reach_w, op, ": kernel of ", reach_h, " x ",
-                  reach_w, " with its dilation is larger than the padded input of ", in_h + 2 * s.pad_h, " x ",
-                  in_w + 2 * s.pad_w);
-  s.out_h = (in_h + 2 * s.pad_h - reach_h) / s.stride_h + 1;
-  s.out_w = (in_w + 2 * s.pad_w - reach_w) / s.stride_w + 1;
-  return s;
-}
-
-void check_weight(const Tensor& weight, const char* op) {
-  STD_TORCH_CHECK(weight.dim() == 4, op, ": weight must have shape [out, in / groups, height, width], got ",
-                  shape_of(weight));
-}
 
 // What masked_conv2d_pack returned, behind the plan.
 void attach_ordered(MaskedConv& g, Operands& keep, const std::vector<Tensor>& plan, ScalarType type, const char* op) {

@@ -5,12 +5,10 @@
 
 #include "../cpu/masked_conv2d_planner.h"
 #include "image.h"
+#include "torch_conv2d.h"
 
 namespace maskfuse {
 namespace {
-
-using torch::stable::detail::from;
-using torch::stable::detail::to;
 
 // Elements that are worth a thread.
 constexpr int64_t kGrain = 16384;
@@ -39,41 +37,6 @@ Tensor masked_copy(const MaskedConv& g, const Tensor& weight, Isa isa) {
   Tensor copy = empty_cpu(weight, shape, 4);
   for_rows(g, rows_of(g), masked_linear_kernels(isa)->masked_copy[(int)g.dtype][0], (char*)copy.mutable_data_ptr());
   return copy;
-}
-
-std::vector<int64_t> pair(int64_t h, int64_t w) { return {h, w}; }
-
-Tensor convolution(const ConvShape& s, const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias) {
-  StableIValue stack[] = {from(input),
-                          from(weight),
-                          from(bias),
-                          from(pair(s.stride_h, s.stride_w)),
-                          from(pair(s.pad_h, s.pad_w)),
-                          from(pair(s.dilation_h, s.dilation_w)),
-                          from(false),
-                          from(pair(0, 0)),
-                          from(s.groups)};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::convolution", "", stack, TORCH_ABI_VERSION));
-  return to<Tensor>(stack[0]);
-}
-
-// The gradient of the input, or of the weight. Of the operand itself only the shape is read.
-Tensor backward(const ConvShape& s, const Tensor& grad, const Tensor& input, const Tensor& weight, bool of_input) {
-  const bool wanted[] = {of_input, !of_input, false};
-  StableIValue stack[] = {from(grad),
-                          from(input),
-                          from(weight),
-                          from(std::optional<std::vector<int64_t>>()),
-                          from(pair(s.stride_h, s.stride_w)),
-                          from(pair(s.pad_h, s.pad_w)),
-                          from(pair(s.dilation_h, s.dilation_w)),
-                          from(false),
-                          from(pair(0, 0)),
-                          from(s.groups),
-                          from(torch::headeronly::HeaderOnlyArrayRef<bool>(wanted, 3))};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::convolution_backward", "", stack, TORCH_ABI_VERSION));
-  const Tensor results[] = {to<Tensor>(stack[0]), to<Tensor>(stack[1]), to<Tensor>(stack[2])};
-  return results[of_input ? 0 : 1];
 }
 
 Tensor empty_weight(const Tensor& like, int64_t out, int64_t in, const ConvShape& s) {
@@ -113,13 +76,13 @@ class Compact {
   Tensor input_grad(const Tensor& grad, const Tensor& weight) const {
     const ConvShape& s = g.shape;
     const Tensor input = empty_image(grad, s.batch, p.in, s.in_h, s.in_w);  // its shape is all that is read of it
-    return moved(backward(s, moved(grad, out.list), input, weights(weight), true), in.place);
+    return moved(convolution_backward(s, moved(grad, out.list), input, weights(weight), true), in.place);
   }
 
   Tensor weight_grad(const Tensor& grad, const Tensor& input) const {
     const ConvShape& s = g.shape;
-    const Tensor some = as_contiguous(
-        backward(s, moved(grad, out.list), moved(input, in.list), empty_weight(grad, p.out, p.in, s), false));
+    const Tensor some = as_contiguous(convolution_backward(s, moved(grad, out.list), moved(input, in.list),
+                                                           empty_weight(grad, p.out, p.in, s), false));
     Tensor result = empty_weight(grad, s.out, s.in, s);
     torch::stable::zero_(result);
     each_kernel((char*)result.mutable_data_ptr(), (const char*)some.const_data_ptr(), true);
@@ -208,14 +171,15 @@ Tensor library_input_grad(const MaskedConv& g, const Tensor& grad, const Tensor&
   if (p.compact) return Compact(g, p).input_grad(grad, weight);
   // Its shape is all that is read of it.
   const Tensor input = empty_image(grad, s.batch, s.in, s.in_h, s.in_w);
-  return backward(s, grad, input, masked_copy(g, weight, isa), true);
+  return convolution_backward(s, grad, input, masked_copy(g, weight, isa), true);
 }
 
 Tensor library_weight_grad(const MaskedConv& g, const Tensor& grad, const Tensor& input, Isa isa) {
   const ConvShape& s = g.shape;
   const LibraryConv p(g);
   if (p.compact) return Compact(g, p).weight_grad(grad, input);
-  Tensor result = as_contiguous(backward(s, grad, input, empty_weight(grad, s.out, s.in / s.groups, s), false));
+  Tensor result =
+      as_contiguous(convolution_backward(s, grad, input, empty_weight(grad, s.out, s.in / s.groups, s), false));
   MaskedGemm w = rows_of(g);
   w.c = result.mutable_data_ptr(), w.c_ld = s.columns();
   for_rows(g, w, masked_linear_kernels(isa)->masked_result[(int)g.dtype][0], nullptr);

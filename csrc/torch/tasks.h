@@ -12,9 +12,9 @@ namespace maskfuse {
 
 inline constexpr int64_t kMostThreads = 256;
 
-// Calls run(task, scratch) for tasks [0, tasks). Each thread begins with a part of its own, the same in every call: what
-// one op wrote is in the cache of the core that will read it in the next. Then it helps others, task by task, so that
-// one with more to do holds nobody up. Each has `scratch_bytes` to itself.
+// Calls run(task, scratch) for tasks [0, tasks). Each thread begins with a part of its own, the same in every call:
+// what one op wrote is in the cache of the core that will read it in the next. Then it helps others, task by task, so
+// that one with more to do holds nobody up. Each has `scratch_bytes` to itself.
 template <class Run>
 void run_tasks(int64_t tasks, size_t scratch_bytes, const Run& run) {
   if (tasks == 0) return;

@@ -1,16 +1,16 @@
 """Masks on the input channels of a product, one a sample: samples with one mask are computed together, on its channels.
 
-Two ways to the same numbers. The plain one writes zeros into a copy of the input and runs the masked op on it. The
+Three ways to the same numbers. The plain one writes zeros into a copy of the input and runs the masked op on it. The
 compact one gathers the active channels of the samples, group after group of samples that share a mask, and of the
-weight, and runs torch's own product on what is left. Which of them is faster is estimated in multiply-adds: see
-`groups_of`.
+weight, and runs torch's own product on what is left. For convolutions a kernel also reads each image's active channels
+where they lie. Which of them is fastest is estimated in multiply-adds: see `groups_of`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,8 +25,13 @@ _COPY = 32
 # ... one weight is gathered for a group, or for a window of pixels also put in the order of torch's convolution, ...
 _WEIGHT = 64
 _WINDOW_WEIGHT = 192
-# ... and a group's calls are made.
+# ... and a group's calls are made, which for images are more of them.
 _CALL = 1 << 22
+_IMAGE_CALL = 1 << 23
+# What a multiply-add takes, in those of a dense convolution, of few images with fewer channels, and where channels are
+# read in place.
+_FEWER = 1.25
+_IN_PLACE = 1.5
 
 
 class Groups(NamedTuple):
@@ -93,13 +98,15 @@ def groups_of(
     channels: Tensor,
     positions: int = 1,
     pointwise: bool = False,
-) -> Groups | None:
-    """The groups in which to compute, or None where a zeroed input is estimated to be faster.
+) -> Groups | Literal["in place"] | None:
+    """The groups in which to compute, "in place", or None where a zeroed input is estimated to be faster.
 
     The compact way counts a multiply-add for each sample, position of the output and active weight, 32 for each element
     that it copies (active channels of the input and, where there are several groups, the output), 64 for each active
     weight of a group, 192 where the kernel is no single pixel, and 2^22 for each group (once where one product does
-    them all). The plain way counts the multiply-adds of all channels, less what the weight's own mask saves, and 32 for
+    them all). For images it counts 1.25 for a multiply-add, output elements twice, and 2^23 for a group; reading
+    channels in place, which several masks on images may do, counts 1.5 for a multiply-add and nothing else. The plain
+    way counts the multiply-adds of all channels, less what the weight's own mask saves, and 32 for
     each element of the input. The compact way is taken only where values may be looked at: not in traced or
     transformed code, nor on other devices than the CPU.
 
@@ -122,14 +129,21 @@ def groups_of(
     gathered = _WEIGHT if math.prod(weight.shape[2:]) == 1 else _WINDOW_WEIGHT
     masked_copy = 0 if isinstance(mask, Mask) and mask.known_full else weight.numel() * _COPY
 
+    image = weight.dim() == 4
+    one_call, fewer = (_IMAGE_CALL, _FEWER) if image else (_CALL, 1)
+    in_place = math.inf
+    if image and channels.dim() == 2 and samples > 1:
+        in_place = _IN_PLACE * int(channels.sum()) * a_channel * positions + masked_copy
+    other: Literal["in place"] | None = "in place" if in_place < plain else None
+
     members: dict[tuple[int, ...], list[int]] = {}
     if channels.dim() == 1 or samples == 1:
         patterns, sizes, order = channels.reshape(1, width), [samples], None
     else:
         for sample, row in enumerate(torch.ops.maskfuse.mask_pack(channels).tolist()):
             members.setdefault(tuple(row), []).append(sample)
-            if len(members) * _CALL > plain and not pointwise:
-                return None
+            if len(members) * one_call > min(plain, in_place) and not pointwise:
+                return other
         together = [sample for group in members.values() for sample in group]
         sizes = [len(group) for group in members.values()]
         order = None if together == list(range(samples)) else torch.tensor(together)
@@ -138,17 +152,19 @@ def groups_of(
     largest = max(counts)
     if largest == 0:
         return None
+    if len(sizes) == 1:
+        other = None
     batched = pointwise and 1 < len(sizes) == samples and min(counts) == largest
     outputs = samples * weight.shape[0] * positions if len(sizes) > 1 and not batched else 0
     compact = (
-        sum(size * count for size, count in zip(sizes, counts, strict=True)) * a_channel * positions
-        + (samples * largest * plane + outputs) * _COPY
+        sum(size * count for size, count in zip(sizes, counts, strict=True)) * a_channel * positions * fewer
+        + (samples * largest * plane + outputs * (2 if image else 1)) * _COPY
         + sum(counts) * a_channel * gathered
         + masked_copy
-        + (1 if batched else len(sizes)) * _CALL
+        + (1 if batched else len(sizes)) * one_call
     )
-    if compact >= plain:
-        return None
+    if compact >= min(plain, in_place if other else plain):
+        return other
     index = _channels.active_first(patterns)[:, :largest].contiguous()
     return Groups(order, sizes, counts, index, batched)
 

@@ -39,6 +39,7 @@ def _of_channels(
         return None
     flags = channels if channels.dim() == 1 else channels.reshape(rows.shape)
     groups = _channel_masks.groups_of(rows, weight, mask, flags)
+    assert groups != "in place"  # which is for images
     if groups is None:
         return None
     output = _channel_masks.compute(groups, rows, _channel_masks.effective_weight(weight, mask), bias, F.linear)

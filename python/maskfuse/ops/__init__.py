@@ -9,6 +9,7 @@ from .autograd import plain
 from .channel_gather import channel_gather, channel_scatter
 from .channel_select import channel_select, channel_select_input_grad
 from .gated_linear import gated_linear
+from .gathered_conv2d import gathered_conv2d, gathered_conv2d_input_grad, gathered_conv2d_weight_grad
 from .library import LIBRARY_GEMM, library_info
 from .masked_conv2d import (
     masked_conv2d,
@@ -32,6 +33,9 @@ __all__ = [
     "channel_select_input_grad",
     "gated_linear",
     "library_info",
+    "gathered_conv2d",
+    "gathered_conv2d_input_grad",
+    "gathered_conv2d_weight_grad",
     "masked_conv2d",
     "masked_conv2d_input_grad",
     "masked_conv2d_unrecorded",

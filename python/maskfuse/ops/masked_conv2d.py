@@ -22,7 +22,8 @@ def output_size(size: Ints, kernel: Ints, stride: Ints, padding: Ints, dilation:
     return [(size[i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in range(len(kernel))]
 
 
-def _image(like: Tensor, shape: Ints) -> Tensor:
+def image_like(like: Tensor, shape: Ints) -> Tensor:
+    """An uninitialised image in the memory format of `like`."""
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory_format_of(like))
 
 
@@ -43,7 +44,7 @@ def _(
         input.shape[1] == weight.shape[1] * groups, lambda: f"input {input.shape} does not fit weight {weight.shape}"
     )
     size = output_size(input.shape[2:], weight.shape[2:], stride, padding, dilation)
-    return _image(input, (input.shape[0], weight.shape[0], *size))
+    return image_like(input, (input.shape[0], weight.shape[0], *size))
 
 
 @torch.library.register_fake("maskfuse::masked_conv2d_input_grad")
@@ -58,7 +59,7 @@ def _(
     dilation: Ints,
     groups: int,
 ) -> Tensor:
-    return _image(grad, (grad.shape[0], weight.shape[1] * groups, *input_size))
+    return image_like(grad, (grad.shape[0], weight.shape[1] * groups, *input_size))
 
 
 @torch.library.register_fake("maskfuse::masked_conv2d_weight_grad")
@@ -78,15 +79,16 @@ def _(
 
 # Inputs in order, behind them geometry = (stride, padding, dilation, groups):
 # (input, weight, bits, plan, bias), (grad, weight, bits, plan, input_size), (grad, input, bits, plan, kernel_size).
-def _size(operand: Any) -> list[int]:
+def size_of(operand: Any) -> list[int]:
+    """Height and width of a saved operand, or of its shape."""
     return list(shape_of(operand)[2:])
 
 
 masked_conv2d: Product = multilinear(
     "masked_conv2d",
     {
-        0: lambda v, grad: masked_conv2d_input_grad(grad, v[1], v[2], v[3], _size(v[0]), *v[5:]),
-        1: lambda v, grad: masked_conv2d_weight_grad(grad, v[0], v[2], v[3], _size(v[1]), *v[5:]),
+        0: lambda v, grad: masked_conv2d_input_grad(grad, v[1], v[2], v[3], size_of(v[0]), *v[5:]),
+        1: lambda v, grad: masked_conv2d_weight_grad(grad, v[0], v[2], v[3], size_of(v[1]), *v[5:]),
     },
     bias=4,
     channel=1,
@@ -95,14 +97,14 @@ masked_conv2d_input_grad: Product = multilinear(
     "masked_conv2d_input_grad",
     {
         0: lambda v, grad: masked_conv2d(grad, v[1], v[2], v[3], None, *v[5:]),
-        1: lambda v, grad: masked_conv2d_weight_grad(v[0], grad, v[2], v[3], _size(v[1]), *v[5:]),
+        1: lambda v, grad: masked_conv2d_weight_grad(v[0], grad, v[2], v[3], size_of(v[1]), *v[5:]),
     },
 )
 masked_conv2d_weight_grad: Product = multilinear(
     "masked_conv2d_weight_grad",
     {
         0: lambda v, grad: masked_conv2d(v[1], grad, v[2], v[3], None, *v[5:]),
-        1: lambda v, grad: masked_conv2d_input_grad(v[0], grad, v[2], v[3], _size(v[1]), *v[5:]),
+        1: lambda v, grad: masked_conv2d_input_grad(v[0], grad, v[2], v[3], size_of(v[1]), *v[5:]),
     },
 )
 

@@ -1,0 +1,128 @@
+// Dispatcher ops of gathered_conv2d on the CPU: the convolution of `where(channels, input, 0)` for channels of each
+// image's own, given as bits [batch, words(in)], and its gradients.
+#include "../cpu/gathered_conv2d.h"
+
+#include "conv_shape.h"
+#include "image.h"
+#include "masked_weight.h"
+#include "tasks.h"
+#include "torch_conv2d.h"
+
+namespace maskfuse {
+namespace {
+
+// The image with zeros in channels that are not chosen.
+Tensor chosen(const Tensor& image, const Tensor& bits) {
+  const Activation from = activation(image, "gathered_conv2d", "input");
+  const Tensor words = as_contiguous(bits);
+  const auto* const at = (const uint32_t*)words.const_data_ptr();
+  const int64_t ld = mask_words(from.channels);
+  const Indices list = indices(from.samples * from.channels);
+  for (int64_t n = 0; n < from.samples; ++n)
+    for (int64_t c = 0; c < from.channels; ++c)
+      list[n * from.channels + c] = at[n * ld + c / 32] >> (c % 32) & 1 ? (int32_t)c : kNoChannel;
+  ChannelCopy copy;
+  Tensor result = result_of(from, from.samples, from.channels, &copy);
+  if (filled_with_zero(from, copy)) return result;
+  copy.channel = list.get(), copy.rows = from.channels;
+  for_units(copy, [&](int64_t begin, int64_t end) { copy_channels(copy, begin, end); });
+  return result;
+}
+
+// Runs the kernel; false where there is none.
+bool run(GatheredConv& g, const Tensor& bits) {
+  const GatheredTask task = gathered_conv2d_task(isa_in_use(), g.conv.dtype);
+  if (!task || g.conv.shape.pixels() == 0 || g.conv.shape.in == 0 || g.conv.shape.out == 0) return false;
+  const Tensor words = as_contiguous(bits);
+  g.channels = (const uint32_t*)words.const_data_ptr(), g.channels_ld = mask_words(g.conv.shape.in);
+  const GatheredSchedule s = schedule(g, (int)torch::stable::get_num_threads());
+  run_tasks(g.conv.shape.batch * s.parts, s.scratch_bytes,
+            [&](int64_t index, void* scratch) { task(g, s, index, scratch); });
+  return true;
+}
+
+Tensor gathered_conv2d(const Tensor& input, const Tensor& weight, const Tensor& bits, const std::optional<Tensor>& bias,
+                       Ints stride, Ints padding, Ints dilation) {
+  constexpr const char* kOp = "gathered_conv2d";
+  GatheredConv g{};
+  g.conv.pass = Pass::forward;
+  g.conv.dtype = dtype_of(input, kOp, "input");
+  check_image(input, kOp, "input");
+  check_weight(weight, kOp);
+  check_same_dtype(input, "input", weight, "weight", kOp);
+  STD_TORCH_CHECK(input.size(1) == weight.size(1), kOp, ": input ", shape_of(input), " does not fit weight ",
+                  shape_of(weight));
+  check_bits(bits, input.size(0), input.size(1), kOp);
+  g.conv.shape = shape_of_conv({stride, padding, dilation, 1}, input.size(0), input.size(1), input.size(2),
+                               input.size(3), weight.size(0), weight.size(2), weight.size(3), kOp);
+  const ConvShape& s = g.conv.shape;
+  const Tensor w = as_contiguous(weight), x = as_image(input);
+  g.conv.weight = w.const_data_ptr(), g.conv.weight_ld = s.columns();
+  Tensor added;
+  if (bias) {
+    check_same_dtype(input, "input", *bias, "bias", kOp);
+    check_shape(*bias, {s.out}, kOp, "bias");
+    added = as_contiguous(*bias);
+    g.conv.bias = added.const_data_ptr();
+  }
+  Tensor out = empty_image(input, s.batch, s.out, s.out_h, s.out_w);
+  g.conv.input = image_of(x), g.conv.output = image_of(out);
+  if (run(g, bits)) return out;
+  if (s.in > 0) return convolution(s, chosen(input, bits), w, bias);
+  // torch's convolution of no channels has no outputs; one channel of zeros has.
+  const int64_t no_weight[] = {s.out, 1, s.kernel_h, s.kernel_w};
+  Tensor image = empty_image(input, s.batch, 1, s.in_h, s.in_w), kernel = empty_cpu(weight, no_weight, 4);
+  return convolution(s, torch::stable::zero_(image), torch::stable::zero_(kernel), bias);
+}
+
+Tensor gathered_conv2d_input_grad(const Tensor& grad, const Tensor& weight, const Tensor& bits, Ints input_size,
+                                  Ints stride, Ints padding, Ints dilation) {
+  constexpr const char* kOp = "gathered_conv2d_input_grad";
+  GatheredConv g{};
+  g.conv.pass = Pass::input_grad;
+  g.conv.dtype = dtype_of(grad, kOp, "grad");
+  check_image(grad, kOp, "grad");
+  check_weight(weight, kOp);
+  check_same_dtype(grad, "grad", weight, "weight", kOp);
+  STD_TORCH_CHECK(input_size.size() == 2, kOp, ": input_size must be two integers, got ", input_size.size());
+  g.conv.shape = shape_of_conv({stride, padding, dilation, 1}, grad.size(0), weight.size(1), input_size[0],
+                               input_size[1], weight.size(0), weight.size(2), weight.size(3), kOp);
+  const ConvShape& s = g.conv.shape;
+  check_shape(grad, {s.batch, s.out, s.out_h, s.out_w}, kOp, "grad");
+  check_bits(bits, s.batch, s.in, kOp);
+  const Tensor w = as_contiguous(weight), dy = as_image(grad);
+  g.conv.weight = w.const_data_ptr(), g.conv.weight_ld = s.columns();
+  Tensor out = empty_image(grad, s.batch, s.in, s.in_h, s.in_w);
+  g.conv.input = image_of(out), g.conv.output = image_of(dy);
+  // The kernel spreads a stride's zeros among the gradient, which it would mostly multiply by.
+  if (s.stride_h * s.stride_w == 1 && run(g, bits)) return out;
+  if (s.pixels() == 0 || s.in == 0 || s.out == 0) return torch::stable::zero_(out);
+  return chosen(convolution_backward(s, grad, out, w, true), bits);
+}
+
+Tensor gathered_conv2d_weight_grad(const Tensor& grad, const Tensor& input, const Tensor& bits, Ints kernel_size,
+                                   Ints stride, Ints padding, Ints dilation) {
+  constexpr const char* kOp = "gathered_conv2d_weight_grad";
+  dtype_of(grad, kOp, "grad");
+  check_image(grad, kOp, "grad");
+  check_image(input, kOp, "input");
+  check_same_dtype(grad, "grad", input, "input", kOp);
+  STD_TORCH_CHECK(kernel_size.size() == 2, kOp, ": kernel_size must be two integers, got ", kernel_size.size());
+  const ConvShape s = shape_of_conv({stride, padding, dilation, 1}, input.size(0), input.size(1), input.size(2),
+                                    input.size(3), grad.size(1), kernel_size[0], kernel_size[1], kOp);
+  check_shape(grad, {s.batch, s.out, s.out_h, s.out_w}, kOp, "grad");
+  check_bits(bits, s.batch, s.in, kOp);
+  const int64_t shape[] = {s.out, s.in, s.kernel_h, s.kernel_w};
+  Tensor weight = empty_cpu(grad, shape, 4);
+  if (s.pixels() == 0 || s.in == 0 || s.out == 0) return torch::stable::zero_(weight);
+  return as_contiguous(convolution_backward(s, grad, chosen(input, bits), weight, false));
+}
+
+}  // namespace
+}  // namespace maskfuse
+
+STABLE_TORCH_LIBRARY_IMPL(maskfuse, CPU, m) {
+  m.impl("gathered_conv2d", TORCH_BOX(&maskfuse::gathered_conv2d));
+  m.impl("gathered_conv2d_input_grad", TORCH_BOX(&maskfuse::gathered_conv2d_input_grad));
+  m.impl("gathered_conv2d_weight_grad", TORCH_BOX(&maskfuse::gathered_conv2d_weight_grad));
+}
