@@ -69,7 +69,7 @@ def test_meta_with_meta():
 
 
 ops = torch.ops.maskfuse
-PLAN = [ops.mask_plan(BITS, 8, 0), ops.mask_plan(ops.mask_transpose(BITS, 8), 5, 0)]
+PLAN = [ops.mask_plan(BITS, 8, 0), ops.mask_plan(ops.mask_transpose(BITS, 8, 1), 5, 0)]
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,9 @@ PLAN = [ops.mask_plan(BITS, 8, 0), ops.mask_plan(ops.mask_transpose(BITS, 8), 5,
         (lambda: ops.masked_linear_pack(W, BITS[:4], []), r"bits must have shape \[5, 1\], got \[4, 1\]"),
         (lambda: ops.masked_linear_pack(W.int(), BITS, []), "must be float32, float64, bfloat16 or float16"),
         (lambda: ops.mask_plan(BITS, 99, 0), r"bits must have shape \[5, 4\], got \[5, 1\]"),
-        (lambda: ops.mask_transpose(BITS, 99), r"bits must have shape \[5, 4\], got \[5, 1\]"),
+        (lambda: ops.mask_transpose(BITS, 8, 3), "taps 3 must divide 8 columns"),
+        (lambda: ops.mask_plan(BITS, 8, -1), "taps must not be negative, got -1"),
+        (lambda: ops.mask_transpose(BITS, 99, 1), r"bits must have shape \[5, 4\], got \[5, 1\]"),
         (lambda: ops.mask_pack(W), "dense must be Bool, got Float"),
         (lambda: ops.mask_pack(M[0]), r"\[rows, columns\], got \[8\]"),
         (lambda: ops.mask_unpack(BITS, 99), r"bits must have shape \[5, 4\], got \[5, 1\]"),

@@ -64,6 +64,14 @@ def test_values(level, dtype, memory_format, size, kernel, geometry):
         assert all(result.is_contiguous(memory_format=memory_format) for result, _ in results[:2])
 
 
+def test_large_dilation(level):
+    """More rows than are worth staging: torch's convolution, and the same numbers."""
+    x, w, bits, b, channels = operands(2, 5, 4, (7, 7), (3, 3), torch.float32)
+    geometry = ([1, 1], [20000, 20000], [20000, 20000])
+    want = F.conv2d(torch.where(channels, x, 0), w, b, *geometry)
+    torch.testing.assert_close(ops.gathered_conv2d(x, w, bits, b, *geometry), want, atol=1e-5, rtol=1e-5)
+
+
 def test_same_bits_for_any_number_of_threads(level):
     x, w, bits, b, _ = operands(3, 40, 30, (14, 14), (3, 3), torch.float32)
     before, results = torch.get_num_threads(), []

@@ -345,3 +345,62 @@ def test_explain_names_what_runs():
     for bad in (None, (9,), (2, 2)):
         with pytest.raises(ValueError, match="size"):
             maskfuse.explain(layer, size=bad)
+
+
+@pytest.mark.parametrize("channels", [None, torch.ones(2, 0, dtype=torch.bool)])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_no_input_channels(backend, channels, groups):
+    """The bias is left; gradients are zero, or empty."""
+    x, w, b = (t.requires_grad_() for t in (torch.randn(2, 0, 5, 6), torch.randn(4, 0, 3, 3), torch.randn(4)))
+    y = masked_conv2d(x, w, Mask.full(w.shape), b, 1, 1, groups=groups, channels=channels)
+    torch.testing.assert_close(y, b[:, None, None].expand(2, 4, 5, 6))
+    y.sum().backward()
+    assert (x.grad.shape, w.grad.shape) == (x.shape, w.shape)
+    assert b.grad.eq(2 * 5 * 6).all()
+
+
+def test_no_output_channels(backend):
+    x, w = torch.randn(2, 3, 5, 6, requires_grad=True), torch.randn(0, 3, 3, 3, requires_grad=True)
+    y = masked_conv2d(x, w, Mask.full(w.shape), torch.randn(0), 2, 1)
+    assert y.shape == (2, 0, 3, 3)
+    y.sum().backward()
+    assert not x.grad.any() and w.grad.shape == w.shape
+
+
+def test_raw_ops_without_channels():
+    x, w = torch.randn(2, 0, 5, 6), torch.randn(4, 0, 3, 3)
+    args = Mask.full(w.shape).bits, []
+    one, none = [1, 1], [0, 0]
+    ops = torch.ops.maskfuse
+    y = ops.masked_conv2d(x, w, *args, torch.arange(4.0), one, none, one, 1)
+    assert y.shape == (2, 4, 3, 4) and y[:, 2].eq(2).all()
+    assert ops.masked_conv2d_input_grad(y, w, *args, [5, 6], one, none, one, 1).shape == x.shape
+    assert ops.masked_conv2d_weight_grad(y, x, *args, [3, 3], one, none, one, 1).shape == w.shape
+
+
+@pytest.mark.parametrize("stride", [7, 2**20, 2**31 - 1])
+def test_strides_beyond_the_image(stride):
+    """One output pixel, in no more time than any other."""
+    x, w = torch.randn(2, 24, 6, 6), torch.randn(24, 24, 3, 3)
+    mask = Mask.random(w.shape, 0.1)
+    want = reference.masked_conv2d(x[:, :, :3, :3], w, mask)
+    for kernel in ("accumulate", "library"):
+        torch.ops.maskfuse.prefer_masked_conv2d_kernel(kernel)
+        try:
+            torch.testing.assert_close(masked_conv2d(x, w, mask, None, stride), want, atol=1e-4, rtol=1e-4)
+        finally:
+            torch.ops.maskfuse.prefer_masked_conv2d_kernel("")
+
+
+@pytest.mark.parametrize("name", ["stride", "padding", "dilation"])
+def test_geometry_is_checked(name):
+    x, w = torch.randn(1, 2, 8, 8), torch.randn(3, 2, 3, 3)
+    for value in (1.5, None, torch.tensor(1), [1, 2.0]):
+        with pytest.raises(TypeError, match=f"{name} must be an integer or two of them, got"):
+            masked_conv2d(x, w, Mask.full(w.shape), **{name: value})
+    for value in (2**31, (1, 2**62), [1, 1, 1], -1):
+        with pytest.raises(ValueError, match=f"{name} must be an integer or two of them, at least . and below 2\\^31"):
+            masked_conv2d(x, w, Mask.full(w.shape), **{name: value})
+    raw = {"stride": [1, 1], "padding": [0, 0], "dilation": [1, 1]} | {name: [2**62, 1]}
+    with pytest.raises(RuntimeError, match=f"{name} must be two integers, at least . and below 2\\^31"):
+        torch.ops.maskfuse.masked_conv2d(x, w, Mask.full(w.shape).bits, [], None, *raw.values(), 1)

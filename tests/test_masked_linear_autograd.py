@@ -76,7 +76,7 @@ def test_opcheck(x, w, b, mask, soft):
 
 def test_plan_tensors_travel_through_every_path(x, w, mask):
     columns = mask.shape[1]
-    transposed = torch.ops.maskfuse.mask_transpose(mask.bits, columns)
+    transposed = torch.ops.maskfuse.mask_transpose(mask.bits, columns, 1)
     plan = [torch.ops.maskfuse.mask_plan(bits, n, 0) for bits, n in ((mask.bits, columns), (transposed, mask.shape[0]))]
     opcheck(torch.ops.maskfuse.masked_linear.default, (*leaves(x, w), mask.bits, plan, None))
     plain = grad(lambda w: maskfuse.ops.masked_linear(x, w, mask.bits, [], None).pow(2).sum())(w)

@@ -112,14 +112,20 @@ MaskedConv forward_form(const MaskedConv& g) {
 
 int64_t staged_rows(const ConvShape& c, int64_t rows, int64_t* first) {
   int64_t before = 0;
-  for (int64_t phase = 0; phase < c.stride_h; ++phase) {
-    int64_t most = -1;
-    for (int64_t dy = 0; dy < c.kernel_h; ++dy) {
-      if (dy * c.dilation_h % c.stride_h != phase) continue;
-      most = std::max(most, dy * c.dilation_h / c.stride_h);
-      if (first) first[dy] = before + dy * c.dilation_h / c.stride_h;
+  const auto phase = [&](int64_t dy) { return dy * c.dilation_h % c.stride_h; };
+  for (int64_t begin = 0; begin < c.kernel_h; ++begin) {
+    bool seen = false;
+    for (int64_t dy = 0; dy < begin; ++dy) seen |= phase(dy) == phase(begin);
+    if (seen) continue;
+    // Of one phase the later ones read further down, from where the first of them does.
+    const int64_t row0 = begin * c.dilation_h / c.stride_h;
+    int64_t most = 0;
+    for (int64_t dy = begin; dy < c.kernel_h; ++dy) {
+      if (phase(dy) != phase(begin)) continue;
+      most = dy * c.dilation_h / c.stride_h - row0;
+      if (first) first[dy] = before + most;
     }
-    if (most >= 0) before += rows + most;
+    before += rows + most;
   }
   return before;
 }

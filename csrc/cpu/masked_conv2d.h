@@ -71,7 +71,8 @@ struct Strips {
 };
 
 // Rows of the input that `rows` output rows read: those of one phase (dy dilation_h modulo stride_h) next to each
-// other, phase after phase. `first`, or null, takes the one that row 0 reads for each dy.
+// other, phase after phase, from the first that is read on. `first`, or null, takes the one that row 0 reads for each
+// dy.
 int64_t staged_rows(const ConvShape& shape, int64_t rows, int64_t* first);
 
 // Of where a lane is in an image, by masked_conv2d_strip.h's LaneMap.

@@ -1,4 +1,5 @@
-// Channels of an image to lines, and back, by the map of a strip. Included by masked_conv2d_{avx2,avx512}.cpp only.
+// Channels of an image to lines, and back, by the map of a strip. Included by
+// {masked,gathered}_conv2d_{avx2,avx512}.cpp only.
 #pragma once
 
 #include "masked_conv2d_strip.h"
@@ -81,8 +82,8 @@ static inline void stage_transposed(const T* from, const LaneMap<V>& map, int64_
   }
 }
 
-// Channels [begin, end) of an image to lines: channel c's are `plane` lines from (c - begin) * plane on. Those without
-// an active weight are not read, but become zeros where lists may hold a column that is inactive.
+// Channels [begin, end) of an image to lines: channel c's are `plane` lines from (c - begin) * plane on. In planes,
+// those without an active weight are not read, but become zeros where lists may hold a column that is inactive.
 template <class V, class T>
 static void stage(const Image& image, const LaneMap<V>& map, int64_t begin, int64_t end, const uint32_t* pattern,
                   int64_t taps, int64_t plane, bool zeros, typename V::S* to) {

@@ -1,4 +1,4 @@
-// Activations of a convolution in lanes, and back. Included by masked_conv2d_{avx2,avx512}.cpp only.
+// Activations of a convolution in lanes, and back. Included by {masked,gathered}_conv2d_{avx2,avx512}.cpp only.
 //
 // Lanes are output pixels side by side: those of one image row, then the same row of the next image. A unit is 64 bytes
 // of them; a strip is a unit of a few output rows below one another:

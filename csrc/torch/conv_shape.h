@@ -1,6 +1,9 @@
 // Operands of a convolution as ops have them, checked.
 #pragma once
 
+#include <algorithm>
+#include <limits>
+
 #include "../cpu/masked_conv2d.h"
 #include "tensor.h"
 
@@ -21,8 +24,10 @@ inline void check_image(const Tensor& t, const char* op, const char* name) {
 inline ConvShape shape_of_conv(const Geometry& g, int64_t batch, int64_t in, int64_t in_h, int64_t in_w, int64_t out,
                                int64_t kernel_h, int64_t kernel_w, const char* op) {
   const auto two = [&](const Ints& values, const char* name, int64_t least) {
-    STD_TORCH_CHECK(values.size() == 2 && values[0] >= least && values[1] >= least, op, ": ", name,
-                    " must be two integers, at least ", least);
+    constexpr int64_t kMost = std::numeric_limits<int32_t>::max();  // sums and products of sizes cannot overflow
+    STD_TORCH_CHECK(
+        values.size() == 2 && std::min(values[0], values[1]) >= least && std::max(values[0], values[1]) <= kMost, op,
+        ": ", name, " must be two integers, at least ", least, " and below 2^31");
   };
   two(g.stride, "stride", 1);
   two(g.padding, "padding", 0);

@@ -29,6 +29,9 @@ Tensor chosen(const Tensor& image, const Tensor& bits) {
   return result;
 }
 
+// Bytes that a thread may work on: a second-level cache, and as much again.
+constexpr size_t kMostScratch = size_t{4} << 20;
+
 // Runs the kernel; false where there is none.
 bool run(GatheredConv& g, const Tensor& bits) {
   const GatheredTask task = gathered_conv2d_task(isa_in_use(), g.conv.dtype);
@@ -36,6 +39,7 @@ bool run(GatheredConv& g, const Tensor& bits) {
   const Tensor words = as_contiguous(bits);
   g.channels = (const uint32_t*)words.const_data_ptr(), g.channels_ld = mask_words(g.conv.shape.in);
   const GatheredSchedule s = schedule(g, (int)torch::stable::get_num_threads());
+  if (s.scratch_bytes > kMostScratch) return false;  // dilations of more rows than are worth staging
   run_tasks(g.conv.shape.batch * s.parts, s.scratch_bytes,
             [&](int64_t index, void* scratch) { task(g, s, index, scratch); });
   return true;
@@ -69,10 +73,7 @@ Tensor gathered_conv2d(const Tensor& input, const Tensor& weight, const Tensor& 
   g.conv.input = image_of(x), g.conv.output = image_of(out);
   if (run(g, bits)) return out;
   if (s.in > 0) return convolution(s, chosen(input, bits), w, bias);
-  // torch's convolution of no channels has no outputs; one channel of zeros has.
-  const int64_t no_weight[] = {s.out, 1, s.kernel_h, s.kernel_w};
-  Tensor image = empty_image(input, s.batch, 1, s.in_h, s.in_w), kernel = empty_cpu(weight, no_weight, 4);
-  return convolution(s, torch::stable::zero_(image), torch::stable::zero_(kernel), bias);
+  return convolution_of_nothing(s, input, weight, bias);
 }
 
 Tensor gathered_conv2d_input_grad(const Tensor& grad, const Tensor& weight, const Tensor& bits, Ints input_size,

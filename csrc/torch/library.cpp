@@ -42,7 +42,7 @@ STABLE_TORCH_LIBRARY(maskfuse, m) {
   m.def("mask_pack(Tensor dense) -> Tensor");
   m.def("mask_unpack(Tensor bits, int columns) -> Tensor");
   m.def("mask_structure(Tensor bits, int columns, int inner) -> Tensor");
-  m.def("mask_transpose(Tensor bits, int columns, int taps=1) -> Tensor");
+  m.def("mask_transpose(Tensor bits, int columns, int taps) -> Tensor");
   m.def("mask_plan(Tensor bits, int columns, int taps) -> Tensor");
 
   m.def("masked_linear(Tensor input, Tensor weight, Tensor bits, Tensor[] plan, Tensor? bias) -> Tensor");

@@ -7,6 +7,7 @@
 #include "masked_conv2d_library.h"
 #include "masked_weight.h"
 #include "tasks.h"
+#include "torch_conv2d.h"
 
 namespace maskfuse {
 namespace {
@@ -55,6 +56,7 @@ Tensor forward(const char* op, const Tensor& input, const Tensor& weight, const 
     keep.bias = as_contiguous(*bias);
     g.bias = keep.bias.const_data_ptr();
   }
+  if (g.shape.columns() == 0) return convolution_of_nothing(g.shape, input, weight, bias);
   g.library = true;
   const ConvSchedule s = schedule(g, isa_in_use(), (int)torch::stable::get_num_threads());
   if (s.kernel == Kernel::library) return library_forward(g, input, w, bias, s.isa);
@@ -64,6 +66,8 @@ Tensor forward(const char* op, const Tensor& input, const Tensor& weight, const 
   run(g, s);
   return out;
 }
+
+Tensor zeros(Tensor image) { return torch::stable::zero_(image); }
 
 Tensor input_grad(const char* op, const Tensor& grad, const Tensor& weight, const Tensor& bits,
                   const std::vector<Tensor>& plan, const Ints& size, const Geometry& geometry) {
@@ -81,6 +85,8 @@ Tensor input_grad(const char* op, const Tensor& grad, const Tensor& weight, cons
   const Tensor w = as_contiguous(weight);
   g.weight = w.const_data_ptr(), g.weight_ld = g.shape.columns();
   attach_bits(g, keep, bits, plan, g.shape.out, g.shape.columns(), op, g.shape.taps());
+  if (g.shape.columns() == 0 || g.shape.out == 0)
+    return zeros(empty_image(grad, g.shape.batch, g.shape.in, g.shape.in_h, g.shape.in_w));
   g.library = true;
   const ConvSchedule s = schedule(g, isa_in_use(), (int)torch::stable::get_num_threads());
   if (s.kernel == Kernel::library) return library_input_grad(g, grad, w, s.isa);
@@ -108,10 +114,11 @@ Tensor weight_grad(const char* op, const Tensor& grad, const Tensor& input, cons
   attach_bits(g, keep, bits, plan, g.shape.out, g.shape.columns(), op, g.shape.taps());
   g.library = true;
   const ConvSchedule s = schedule(g, isa_in_use(), (int)torch::stable::get_num_threads());
-  if (s.kernel == Kernel::library && g.shape.pixels() > 0) return library_weight_grad(g, grad, input, s.isa);
+  const bool nothing = g.shape.pixels() == 0 || g.shape.columns() == 0 || g.shape.out == 0;
+  if (s.kernel == Kernel::library && !nothing) return library_weight_grad(g, grad, input, s.isa);
   const int64_t shape[] = {g.shape.out, g.shape.in / g.shape.groups, g.shape.kernel_h, g.shape.kernel_w};
   Tensor out = empty_cpu(grad, shape, 4);
-  if (g.shape.pixels() == 0) return torch::stable::zero_(out);
+  if (nothing) return torch::stable::zero_(out);
   const Tensor x = as_image(input), dy = as_image(grad);
   g.weight_grad = out.mutable_data_ptr(), g.weight_grad_ld = g.shape.columns();
   g.input = image_of(x), g.output = image_of(dy);

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "../cpu/masked_conv2d.h"
-#include "tensor.h"
+#include "image.h"
 
 namespace maskfuse {
 
@@ -23,6 +23,15 @@ inline Tensor convolution(const ConvShape& s, const Tensor& input, const Tensor&
                           from(s.groups)};
   TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::convolution", "", stack, TORCH_ABI_VERSION));
   return to<Tensor>(stack[0]);
+}
+
+// A convolution without input channels, whose outputs torch leaves out: that of one channel of zeros.
+inline Tensor convolution_of_nothing(ConvShape s, const Tensor& input, const Tensor& weight,
+                                     const std::optional<Tensor>& bias) {
+  const int64_t kernels[] = {s.out, 1, s.kernel_h, s.kernel_w};
+  Tensor image = empty_image(input, s.batch, 1, s.in_h, s.in_w), kernel = empty_cpu(weight, kernels, 4);
+  s.groups = 1;
+  return convolution(s, torch::stable::zero_(image), torch::stable::zero_(kernel), bias);
 }
 
 // The gradient of the input, or of the weight. Of the operand itself only the shape is read.

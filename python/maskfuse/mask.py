@@ -248,12 +248,13 @@ class Mask:
 
     @property
     def plan(self) -> list[Tensor]:
-        """What kernels derive from the bits, as ops take it: on the CPU the index of a linear layer's mask and of its
-        transpose (`csrc/cpu/masked_linear_plan.h`), about two bytes an active weight.
+        """What kernels derive from the bits, as ops take it: on the CPU the index of the mask of a linear layer
+        or a convolution, and of its transpose, in which a convolution's taps stay together
+        (`csrc/cpu/masked_linear_plan.h`), about two bytes an active weight.
 
         Made in parallel when it is first asked for, which layers do in `set_mask`, and once for all threads and all
-        layers that share the mask. Empty for a mask that needs none (every weight active), that is no linear layer's
-        or that is not on the CPU, and in traced code that meets the mask before its plan is made.
+        layers that share the mask. Empty for a mask that needs none (every weight active), of fewer than 4096
+        weights, of other than two or four dimensions or not on the CPU, and in traced code that meets the mask before its plan is made.
         """
         plan = self._plan
         if plan is None:

@@ -14,6 +14,8 @@ from . import _check
 
 Pair = int | Sequence[int]
 
+_MOST = 2**31  # beyond which sizes would overflow
+
 
 class Geometry(NamedTuple):
     """Stride, padding and dilation of height and width; padding is the same on both sides."""
@@ -25,12 +27,21 @@ class Geometry(NamedTuple):
 
 
 def _pair(value: Pair, name: str, least: int) -> list[int]:
-    values = [value, value] if isinstance(value, (int, torch.SymInt)) else list(value)
-    if len(values) == 1:
-        values = values * 2
-    if len(values) != 2 or any(not isinstance(v, (int, torch.SymInt)) or v < least for v in values):
-        raise ValueError(f"{name} must be an integer or two of them, at least {least}, got {value!r}")
+    values = [value, value] if isinstance(value, (int, torch.SymInt)) else value
+    if not isinstance(values, Sequence) or any(not isinstance(v, (int, torch.SymInt)) for v in values):
+        raise TypeError(f"{name} must be an integer or two of them, got {value!r}")
+    values = list(values) * (2 if len(values) == 1 else 1)
+    if len(values) != 2 or any(v < least or v >= _MOST for v in values):
+        raise ValueError(f"{name} must be an integer or two of them, at least {least} and below 2^31, got {value!r}")
     return values
+
+
+def _of_nothing(images: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """The convolution without input channels, where it is the bias, or without output channels, which torch refuses."""
+    out, inp = weight.shape[0], images.shape[1]
+    kernels = weight.sum() + weight.new_zeros(max(1, out), max(1, inp), *weight.shape[2:])
+    images = F.pad(images, (0, 0, 0, 0, 0, 1)) if inp == 0 else images
+    return F.conv2d(images, kernels, bias if out > 0 else None, *geometry[:3])[:, :out]
 
 
 def convolve(
@@ -83,7 +94,8 @@ def convolve(
         raise ValueError(
             f"a kernel of {kernel} with dilation {dilations} must not be empty or exceed the padded input, {padded}"
         )
-    output = run(images, Geometry(strides, pads, dilations, groups))
+    geometry = Geometry(strides, pads, dilations, groups)
+    output = _of_nothing(images, weight, bias, geometry) if 0 in weight.shape[:2] else run(images, geometry)
     return output if input.dim() == 4 else output.squeeze(0)
 
 

@@ -29,7 +29,7 @@ def _(bits: Tensor, columns: int, inner: int) -> Tensor:
 
 
 @torch.library.register_fake("maskfuse::mask_transpose")
-def _(bits: Tensor, columns: int, taps: int = 1) -> Tensor:
+def _(bits: Tensor, columns: int, taps: int) -> Tensor:
     return bits.new_empty((columns // taps, words(bits.shape[0] * taps)))
 
 
