@@ -125,7 +125,7 @@ def convolutions(result: dict) -> list[str]:
     return [
         *wrapped(
             f"Convolutions, batch 8: {machine(result)}. How many times faster than the better of torch's dense "
-            "convolution in NCHW and channels_last, in repeated calls / in a first call, which finds in the caches what "
+            "convolution in NCHW and channels_last, in repeated calls / in a first call, whose caches hold what "
             "another contender left / than `F.conv2d(x, w * m)` in the same format (step: forward and "
             f"backward); {met} of {len(result['targets'])} targets are met:"
         ),

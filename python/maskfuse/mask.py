@@ -253,8 +253,9 @@ class Mask:
         (`csrc/cpu/masked_linear_plan.h`), about two bytes an active weight.
 
         Made in parallel when it is first asked for, which layers do in `set_mask`, and once for all threads and all
-        layers that share the mask. Empty for a mask that needs none (every weight active), of fewer than 4096
-        weights, of other than two or four dimensions or not on the CPU, and in traced code that meets the mask before its plan is made.
+        layers that share the mask. Empty for a mask that needs none (every weight active), of fewer than 4096 weights,
+        of other than two or four dimensions or not on the CPU, and in traced code that meets the mask before its plan
+        is made.
         """
         plan = self._plan
         if plan is None:
