@@ -6,6 +6,7 @@ DeepSparse's, a single core.
 
 from __future__ import annotations
 
+import argparse
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ import timing  # before torch: it sets up the threads
 import torch
 from torch import Tensor
 
-__all__ = ["compared", "deepsparse", "timing", "verdicts"]
+__all__ = ["compared", "deepsparse", "options_of", "timing", "verdicts"]
 
 
 def deepsparse(
@@ -56,6 +57,16 @@ def compared(calls: dict[str, Callable[[], Tensor]], want: Tensor, options) -> d
     row["vs dense"] = timing.ratio(dense, times["maskfuse"])
     row["unpacked vs dense"] = timing.ratio(dense, times["unpacked"])
     return row
+
+
+def options_of(description: str) -> argparse.Namespace:
+    """The command line's, with the threads pinned as it says."""
+    parser = timing.arguments(description)
+    parser.set_defaults(budget=0.5)
+    options = parser.parse_args()
+    timing.pin(options.threads)
+    torch.manual_seed(0)
+    return options
 
 
 def verdicts(name: str, title: str, rows: list[dict], columns: dict[str, str], bounds: dict[str, list], options) -> int:

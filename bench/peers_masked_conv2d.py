@@ -73,11 +73,7 @@ def case(channels: int, size: int, kernel: int, density: float, options) -> dict
 
 
 def main() -> int:
-    parser = peers.timing.arguments(__doc__)
-    parser.set_defaults(budget=0.5)
-    options = parser.parse_args()
-    peers.timing.pin(options.threads)
-    torch.manual_seed(0)
+    options = peers.options_of(__doc__)
     rows = [case(*shape, density, options) for shape in SHAPES for density in DENSITIES]
     columns = {"channels": "d", "size": "d", "kernel": "d", "density": ".0%"}
     columns |= {"dense ms": ".3f", "dense channels_last ms": ".3f"}

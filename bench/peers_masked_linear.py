@@ -51,11 +51,7 @@ def case(out: int, inp: int, density: float, batch: int, options) -> dict:
 
 
 def main() -> int:
-    parser = peers.timing.arguments(__doc__)
-    parser.set_defaults(budget=0.5)
-    options = parser.parse_args()
-    peers.timing.pin(options.threads)
-    torch.manual_seed(0)
+    options = peers.options_of(__doc__)
     rows = [case(o, i, density, batch, options) for o, i in SHAPES for density in DENSITIES for batch in (1, 512)]
     columns = {"out": "d", "in": "d", "batch": "d", "density": ".0%", "dense ms": ".3f"}
     return peers.verdicts("peers_masked_linear", "forward", rows, columns, BOUNDS, options)
