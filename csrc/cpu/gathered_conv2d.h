@@ -1,48 +1,84 @@
-// Convolutions of some channels of each image, behind gathered_conv2d, on raw pointers.
+// Direct convolutions of chosen channels, behind gathered_conv2d and channel masks of masked_conv2d, on raw pointers.
 //
-// With G[n] the channels that are chosen for image n:
+// With G[n] the input channels chosen for image n, and H[n] the output channels:
 //
-//   forward      Y[n,o,y,x]  = bias[o] + sum over c in G[n] and taps of W[o,c,dy,dx] X[n, c, ...]
-//   input_grad   dX[n,c,...], its adjoint, of dY for c in G[n]; zero for others
+//   forward      Y[n,o,y,x]   = bias[o] + sum over c in G[n] and taps of W[o,c,dy,dx] X[n, c, ...] for o in H[n],
+//                               bias[o] for others
+//   input_grad   dX[n,c,...], its adjoint, of dY[n,o,...] for o in H[n], for c in G[n]; zero for others
+//   weight_grad  dW[o,c,dy,dx] = sum over images that chose both, and pixels; zero where there is none
 //
-// The weight is read where it lies, and of the input only what is chosen: nothing is gathered, copied or scattered.
-// Lanes are those of masked_conv2d_strip.h, of one image at a time.
+// Of the activations only what is chosen is read, where it lies; results are written in place, once.
+//
+// Lanes are channels of the result, 16 floats or 8 doubles: a block. Pixels are taken one at a time and multiply whole
+// blocks, so that no lane is lost to the borders of an image. A tile is some pixels of one image:
+//
+//   weights   [block][summed channel][tap][lane]  put in lanes once a call
+//   input     [summed channel][row][column]       staged for a tile, with zeros outside the image
+//   sums      [block][pixel][lane]
+//
+// Lanes of weight_grad are output channels: its gradient is staged as [block][pixel][lane], its input as above, and
+// sums are [block][input channel][tap][lane].
 #pragma once
 
+#include "conv2d.h"
 #include "isa.h"
-#include "masked_conv2d.h"
 
 namespace maskfuse {
 
 struct GatheredConv {
-  MaskedConv conv;  // forward or input_grad, of a weight without a mask: its bits and plan are null; groups is 1
-  const uint32_t* channels;
-  int64_t channels_ld;  // [batch][words], one bit an input channel
+  MaskedConv conv;  // its plan is null; its bits, those of a mask of the weight, may be; groups is 1
+  // Chosen channels: one bit a channel, [batch][ld], or the same for all images where ld is 0, as out_ld must be for
+  // weight_grad; null for all channels.
+  const uint32_t *in_channels, *out_channels;
+  int64_t in_ld, out_ld;
+};
+
+// How an image is cut, in the forward form of the problem.
+struct Tiling {
+  int64_t rows, columns;                // output pixels of a tile
+  int64_t down, across;                 // tiles
+  int64_t staged_rows, staged_columns;  // what a tile reads
+
+  int64_t tiles() const { return down * across; }
+  int64_t pixels() const { return rows * columns; }
+  int64_t positions() const { return staged_rows * staged_columns; }
 };
 
 struct GatheredSchedule {
-  Strips strips;     // of one image
-  int64_t parts;     // tasks an image
-  int64_t most;      // channels staged at once
-  int64_t together;  // strips that a chunk of the weight is read for, at most kMostTogether
-  // scratch: the staged row of each dy; of each staged channel's taps the line, and the place in the weight; the rows
-  // of the result; lines of the input, and of the output; where lanes are.
-  // Outputs and maps are one for each strip of those together.
-  size_t first_at, lines_at, places_at, rows_at, input_at, output_at, map_at, output_bytes, map_bytes, scratch_bytes;
+  Tiling tiling;
+  int64_t tasks[2];           // of each phase
+  int64_t chunk;              // channels staged at once
+  int64_t plane;              // elements from staged channel to staged channel
+  bool shared_lanes;          // weights are put in lanes by the first phase, not by each task for its image
+  int64_t lanes, out_blocks;  // of a block, and how many
+  int64_t slices, slots;      // weight_grad: tiles are summed in slices; input channels that have sums
+  size_t lanes_at, sums_at, shared_bytes;
+  // scratch: as above, and lists of channels, and where a tile's pixels are.
+  size_t lists_at, places_at, own_lanes_at, input_at, own_sums_at, fill_at, scratch_bytes;
 };
 
-// Channels are taken in groups of this many, as many as a vector's.
-inline constexpr int64_t kChannelGroup = 16;
-inline constexpr int64_t kMostTogether = 16;
+// Blocks of output channels whose sums weight_grad has in registers.
+inline constexpr int kGradBlocks = 3;
 
-GatheredSchedule schedule(const GatheredConv& problem, int threads);
+// A phase has tasks that write nothing in common.
+using GatheredTask = void (*)(const GatheredConv&, const GatheredSchedule&, int64_t index, void* shared, void* scratch);
 
-// Runs task `index` of batch * parts; they write nothing in common.
-using GatheredTask = void (*)(const GatheredConv&, const GatheredSchedule&, int64_t index, void* scratch);
+struct GatheredTasks {
+  GatheredTask phases[2];
+};
+
+GatheredSchedule schedule(const GatheredConv& problem, Isa isa, int threads);
+
+// Whether a problem has tiles that a thread may work on: dilations may reach over more pixels than are worth staging.
+inline constexpr size_t kMostScratch = size_t{4} << 20;
+inline bool fits(const GatheredSchedule& s) { return s.scratch_bytes <= kMostScratch; }
+
+// The forward form, in which the pixels of a convolution by single pixels are one row where they lie in one.
+MaskedConv gathered_form(const GatheredConv& problem);
 
 // Null where an instruction set has no kernel: the convolution of an input with zeros is what is left.
-GatheredTask gathered_conv2d_task(Isa isa, Dtype dtype);
-GatheredTask gathered_conv2d_task_avx2(Dtype dtype);
-GatheredTask gathered_conv2d_task_avx512(Dtype dtype);
+GatheredTasks gathered_conv2d_tasks(Isa isa, Dtype dtype, Pass pass);
+GatheredTasks gathered_conv2d_tasks_avx2(Dtype dtype, Pass pass);
+GatheredTasks gathered_conv2d_tasks_avx512(Dtype dtype, Pass pass);
 
 }  // namespace maskfuse

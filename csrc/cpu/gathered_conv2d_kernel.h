@@ -1,192 +1,249 @@
-// A convolution of the channels that an image has chosen. Included by gathered_conv2d_{avx2,avx512}.cpp only.
+// A convolution of chosen channels, forward and input_grad. Included by gathered_conv2d_{avx2,avx512}.cpp only.
 //
-//   for some strips of an image
-//     sums of all rows of the result, from the bias on                       second-level cache
-//     for as many of the channels to sum over as fit                         their weights: second-level cache
-//       for a strip: the channels in lanes, a copy for each dx               first-level cache
-//         for four rows: sums in registers += weight x line, for all taps    weights where they lie, row by row
+//   weights of the chosen channels to lanes
+//   for a tile of an image
+//     for as many of the channels to sum over as fit
+//       stage them                                                    first- or second-level cache
+//       for two blocks of the result: for up to 14 pixels of a row    sums in registers
+//         for channels, for taps: sums += weights x pixel             two vectors of weights, a pixel in all lanes
 //     sums to the image
-//
-// input_grad is the forward form of masked_conv2d.h: it sums over all of the gradient's channels, and rows of the
-// result are the chosen ones.
 #pragma once
 
-#include "gathered_conv2d.h"
-#include "masked_conv2d_stage.h"
+#include <utility>
+
+#include "gathered_conv2d_stage.h"
 
 namespace maskfuse {
 namespace {
 
-// kRows rows of the result, kStrip vectors of them at a time.
-template <class V, class T, int kVectors, int kRows>
-__attribute__((noinline)) static void gathered_rows(const typename V::S* x, const int32_t* lines, const int64_t* places,
-                                                    int64_t length, const T* const* weight, typename V::S* const* y) {
-  using Reg = typename V::Reg;
-  constexpr int W = V::W;
-  constexpr int kStrip = kVectors < V::kRegisters / 8 ? kVectors : V::kRegisters / 8;
-  for (int strip = 0; strip < kVectors; strip += kStrip) {
-    Reg sum[kRows][kStrip];
-#pragma GCC unroll 4
-    for (int i = 0; i < kRows; ++i)
-#pragma GCC unroll 4
-      for (int v = 0; v < kStrip; ++v) sum[i][v] = V::load(y[i] + (strip + v) * W);
-    for (int64_t k = 0; k < length; ++k) {
-      const typename V::S* const from = x + (int64_t)lines[k] * kUnitLanes<typename V::S> + strip * W;
-      const int64_t place = places[k];
-      Reg line[kStrip];
-#pragma GCC unroll 4
-      for (int v = 0; v < kStrip; ++v) line[v] = V::load(from + v * W);
-#pragma GCC unroll 4
-      for (int i = 0; i < kRows; ++i) {
-        const Reg w = V::set1(widen(weight[i] + place));
-#pragma GCC unroll 4
-        for (int v = 0; v < kStrip; ++v) sum[i][v] = V::fma(w, line[v], sum[i][v]);
-      }
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < kRows; ++i)
-#pragma GCC unroll 4
-      for (int v = 0; v < kStrip; ++v) V::store(y[i] + (strip + v) * W, sum[i][v]);
-  }
-}
+// Pixels at once: two blocks of sums for each, two vectors of weights and one pixel fill the registers.
+template <class V>
+inline constexpr int kMostTogether = (V::kRegisters - 3) / 2;
 
-// The next channels to sum over, from `channel` on, as many as fit: their bits, a word each group.
-struct ChannelChunk {
-  int64_t begin, end, count;
+// What is summed for some pixels side by side and two blocks: channels [0, count) of the staged ones.
+template <class V>
+struct Sum {
+  using S = typename V::S;
+  const S* input;
+  int64_t plane, taps, count;
+  const int64_t* tap_at;
+  const int32_t* slots;  // where in `weights` a channel is
+  const S* weights[2];
+  const S* start[2];  // lanes that sums start from, or null: from where they are
+  S* sums[2];
 };
 
-static inline uint32_t group_bits(const uint32_t* chosen, int64_t channel, int64_t channels) {
-  const int64_t left = channels - channel;
-  const uint32_t inside = left >= kChannelGroup ? 0xffff : (1u << left) - 1;
-  return (chosen ? mask_at(chosen, channel) : ~0u) & inside;
-}
-
-static inline ChannelChunk next_chunk(const uint32_t* chosen, int64_t channel, int64_t channels, int64_t most) {
-  ChannelChunk chunk{channel, channel, 0};
-  for (; chunk.end < channels; chunk.end += kChannelGroup) {
-    const int count = __builtin_popcount(group_bits(chosen, chunk.end, channels));
-    if (chunk.count + count > most) break;
-    chunk.count += count;
-  }
-  return chunk;
-}
-
-// The chosen channels of a chunk to lines, one behind another.
-template <class V, class T>
-static inline void stage_chosen(const Image& image, const LaneMap<V>& map, const ChannelChunk& chunk,
-                                const uint32_t* chosen, int64_t channels, int64_t plane, typename V::S* to) {
-  constexpr int W = V::W, kUnit = LaneMap<V>::kUnit;
-  static_assert(kChannelGroup % W == 0);
-  const T* const from = (const T*)image.data;
-  for (int64_t c = chunk.begin; c < chunk.end; c += kChannelGroup) {
-    uint32_t bits = group_bits(chosen, c, channels);
-    if (image.c == 1 && channels > 1) {
-      for (int64_t k = c; bits != 0; k += W, bits >>= W) {
-        const uint32_t some = bits & V::kAll;
-        if (some == 0) continue;
-        stage_transposed<V>(from + k, map, min64(W, channels - k), some, plane, to);
-        to += __builtin_popcount(some) * plane * kUnit;
+template <class V, int kPixels, int kBlocks>
+__attribute__((noinline)) static void sum_pixels(const Sum<V>& s) {
+  using Reg = typename V::Reg;
+  constexpr int W = V::W;
+  Reg sum[kBlocks][kPixels];
+#pragma GCC unroll 2
+  for (int b = 0; b < kBlocks; ++b)
+#pragma GCC unroll 16
+    for (int p = 0; p < kPixels; ++p) sum[b][p] = V::load(s.start[0] ? s.start[b] : s.sums[b] + p * W);
+  for (int64_t i = 0; i < s.count; ++i) {
+    const typename V::S* const channel = s.input + i * s.plane;
+    const int64_t at = s.slots[i] * s.taps * W;
+    for (int64_t t = 0; t < s.taps; ++t) {
+      const typename V::S* const from = channel + s.tap_at[t];
+      Reg weight[kBlocks];
+#pragma GCC unroll 2
+      for (int b = 0; b < kBlocks; ++b) weight[b] = V::load(s.weights[b] + at + t * W);
+#pragma GCC unroll 16
+      for (int p = 0; p < kPixels; ++p) {
+        const Reg pixel = V::set1(from[p]);
+#pragma GCC unroll 2
+        for (int b = 0; b < kBlocks; ++b) sum[b][p] = V::fma(pixel, weight[b], sum[b][p]);
       }
+    }
+  }
+#pragma GCC unroll 2
+  for (int b = 0; b < kBlocks; ++b)
+#pragma GCC unroll 16
+    for (int p = 0; p < kPixels; ++p) V::store(s.sums[b] + p * W, sum[b][p]);
+}
+
+template <class V>
+struct SumTable {
+  void (*of[kMostTogether<V>][2])(const Sum<V>&);
+};
+
+template <class V, int... kLess>
+static constexpr SumTable<V> sum_table(std::integer_sequence<int, kLess...>) {
+  return {{{sum_pixels<V, kLess + 1, 1>, sum_pixels<V, kLess + 1, 2>}...}};
+}
+
+// What lies where in a task's memory.
+template <class V>
+struct TileMemory {
+  using S = typename V::S;
+  int32_t *reads, *slots, *slot_of, *writes;
+  void* places;
+  S *own_lanes, *input, *sums, *fill;
+
+  TileMemory(const ConvShape& c, const GatheredSchedule& s, void* scratch) {
+    char* const at = (char*)scratch;
+    reads = (int32_t*)(at + s.lists_at), slots = reads + c.in, slot_of = slots + c.in, writes = slot_of + c.in;
+    places = at + s.places_at;
+    own_lanes = (S*)(at + s.own_lanes_at), input = (S*)(at + s.input_at);
+    sums = (S*)(at + s.own_sums_at), fill = (S*)(at + s.fill_at);
+  }
+};
+
+// Bits of the channels that the forward form sums over, and of those that it computes.
+struct Chosen {
+  const uint32_t *reads, *writes;
+  int64_t reads_ld, writes_ld;
+
+  explicit Chosen(const GatheredConv& g) : Chosen(g, g.conv.pass == Pass::input_grad) {}
+
+ private:
+  Chosen(const GatheredConv& g, bool turned)
+      : reads(turned ? g.out_channels : g.in_channels),
+        writes(turned ? g.in_channels : g.out_channels),
+        reads_ld(turned ? g.out_ld : g.in_ld),
+        writes_ld(turned ? g.in_ld : g.out_ld) {}
+};
+
+// Lists the channels of an image, and where the weights of those that are read are: in the order of the list, or, where
+// weights are shared by images of different lists, of all channels. Returns how many slots there are.
+template <class V>
+static int64_t list_reads(const GatheredConv& problem, const GatheredSchedule& s, const ConvShape& c, int64_t image,
+                          const TileMemory<V>& m, int64_t* count) {
+  const Chosen chosen(problem);
+  const int64_t reads = list_channels(chosen_of(chosen.reads, chosen.reads_ld, image), c.in, m.reads);
+  const bool all = s.shared_lanes && chosen.reads && chosen.reads_ld != 0;
+  for (int64_t i = 0; i < reads; ++i) m.slots[i] = all ? m.reads[i] : (int32_t)i;
+  *count = reads;
+  return all ? c.in : reads;
+}
+
+// Weights of result channels rows[0, count), count <= W, to lanes: [slot][tap][lane].
+template <class V, class T>
+static void weights_to_lanes(const MaskedConv& g, const ConvShape& c, const int32_t* rows, int count,
+                             const int32_t* slot_of, typename V::S* to) {
+  using S = typename V::S;
+  constexpr int W = V::W;
+  const int64_t taps = c.taps();
+  const T* const weight = (const T*)g.weight;
+  const auto load = [&](int64_t row, int64_t column, int n) {
+    const T* const at = weight + row * g.weight_ld + column;
+    return g.bits ? V::load_bits(at, bits_from(g.bits + row * g.bits_ld, column, n), n) : V::load_n(at, n);
+  };
+  typename V::Reg r[W];
+  if (g.pass == Pass::forward) {
+    // Rows of the weight in blocks of W x W.
+    int64_t channel = 0, tap = 0;
+    for (int64_t k = 0; k < c.in * taps; k += W) {
+      const int n = (int)min64(W, c.in * taps - k);
+      for (int i = 0; i < W; ++i) r[i] = i < count ? load(rows[i], k, n) : V::zero();
+      V::transpose(r);
+      for (int j = 0; j < n; ++j) {
+        if (slot_of[channel] >= 0) V::store(to + (slot_of[channel] * taps + tap) * W, r[j]);
+        if (++tap == taps) tap = 0, ++channel;
+      }
+    }
+    return;
+  }
+  for (int64_t channel = 0; channel < c.in; ++channel) {
+    if (slot_of[channel] < 0) continue;
+    S* const lines = to + slot_of[channel] * taps * W;
+    if (taps == 1) {
+      const T* const row = weight + channel * g.weight_ld;
+      const uint32_t* const bits = g.bits ? g.bits + channel * g.bits_ld : nullptr;
+      for (int i = 0; i < W; ++i)
+        lines[i] = i < count && (!bits || (mask_at(bits, rows[i]) & 1)) ? widen(row + rows[i]) : S(0);
       continue;
     }
-    for (; bits != 0; bits &= bits - 1, to += plane * kUnit)
-      stage_channel<V>(from + (c + __builtin_ctz(bits)) * image.c, map, to);
+    // Kernels turned round.
+    for (int64_t t = 0; t < taps; t += W) {
+      const int n = (int)min64(W, taps - t);
+      for (int i = 0; i < W; ++i) r[i] = i < count ? load(channel, rows[i] * taps + t, n) : V::zero();
+      V::transpose(r);
+      for (int j = 0; j < n; ++j) V::store(lines + (taps - 1 - t - j) * W, r[j]);
+    }
   }
 }
 
+static inline void slots_by_channel(const int32_t* reads, const int32_t* slots, int64_t count, int64_t channels,
+                                    int32_t* slot_of) {
+  for (int64_t c = 0; c < channels; ++c) slot_of[c] = -1;
+  for (int64_t i = 0; i < count; ++i) slot_of[reads[i]] = slots[i];
+}
+
+// One block of the shared lanes.
 template <class V, class T>
-static void gathered_task(const GatheredConv& problem, const GatheredSchedule& s, int64_t index, void* scratch) {
-  using S = typename V::S;
-  constexpr int kUnit = kUnitLanes<S>;
-  const int64_t image = index / s.parts, part = index % s.parts, strips = s.strips.strips();
-  const bool grad = problem.conv.pass == Pass::input_grad;
-  MaskedConv g = forward_form(problem.conv);
-  g.shape.batch = 1;
-  g.input.data = (T*)g.input.data + image * g.input.n, g.output.data = (T*)g.output.data + image * g.output.n;
+static void lanes_task(const GatheredConv& problem, const GatheredSchedule& s, int64_t index, void* shared,
+                       void* scratch) {
+  constexpr int W = V::W;
+  const MaskedConv g = gathered_form(problem);
   const ConvShape& c = g.shape;
-  const uint32_t* const chosen = problem.channels + image * problem.channels_ld;
-  const uint32_t* const chosen_in = grad ? nullptr : chosen;
-  char* const memory = (char*)scratch;
-  auto* const first = (int64_t*)(memory + s.first_at);
-  auto* const lines = (int32_t*)(memory + s.lines_at);
-  auto* const places = (int64_t*)(memory + s.places_at);
-  auto* const rows = (int32_t*)(memory + s.rows_at);
-  S* const x = (S*)(memory + s.input_at);
-  const auto sums_of = [&](int64_t i) { return (S*)(memory + s.output_at + i * s.output_bytes); };
-  // Channel c of the input, and row r of the result, have weights at c * in_step + r * out_step + tap.
-  const int64_t taps = c.taps(), in_step = grad ? g.weight_ld : taps, out_step = grad ? taps : g.weight_ld;
-
-  staged_rows(c, s.strips.rows, first);
-  for (int64_t k = 0; k < s.most * taps; ++k) {
-    const int64_t tap = grad ? taps - 1 - k % taps : k % taps;
-    lines[k] = (int32_t)(k / taps * s.strips.plane + tap % c.kernel_w * s.strips.staged_rows + first[tap / c.kernel_w]);
-  }
-  int64_t count = 0;
-  for (int64_t r = 0; r < c.out; ++r)
-    if (!grad || (mask_at(chosen, r) & 1)) rows[count++] = (int32_t)r;
-
-  const int64_t end = (part + 1) * strips / s.parts;
-  for (int64_t m = part * strips / s.parts; m < end; m += s.together) {
-    const int64_t together = min64(s.together, end - m);
-    Strip strip[kMostTogether];
-    LaneMap<V> from[kMostTogether];
-    for (int64_t i = 0; i < together; ++i) {
-      strip[i] = strip_at<V>(g, s.strips, m + i);
-      from[i] = input_map<V>(g, s.strips, strip[i], memory + s.map_at + i * s.map_bytes);
-      input_rows<V>(g, s.strips, strip[i], first, from[i]);
-      for (int64_t r = 0; r < c.out; ++r) {
-        const auto start = g.bias ? V::set1((S)widen((const T*)g.bias + r)) : V::zero();
-        S* const sums = sums_of(i) + r * s.strips.out_plane * kUnit;
-        for (int64_t k = 0; k < strip[i].rows * kUnit; k += V::W) V::store(sums + k, start);
-      }
-    }
-    for (int64_t channel = 0; channel < c.in;) {
-      const ChannelChunk chunk = next_chunk(chosen_in, channel, c.in, s.most);
-      channel = chunk.end;
-      int64_t length = 0;
-      for (int64_t k = chunk.begin; k < chunk.end; k += kChannelGroup)
-        for (uint32_t bits = group_bits(chosen_in, k, c.in); bits != 0; bits &= bits - 1)
-          for (int64_t t = 0; t < taps; ++t) places[length++] = (k + __builtin_ctz(bits)) * in_step + t;
-      for (int64_t i = 0; i < together; ++i) {
-        stage_chosen<V, T>(g.input, from[i], chunk, chosen_in, c.in, s.strips.plane, x);
-        for_vectors<V>(strip[i].rows * kUnit / V::W, [&](auto number) {
-          constexpr int kVectors = decltype(number)::value;
-          const auto sums = [&](int64_t r, auto number_of_rows) {
-            constexpr int kRows = decltype(number_of_rows)::value;
-            const T* weight[kRows];
-            S* to_rows[kRows];
-            for (int j = 0; j < kRows; ++j) {
-              weight[j] = (const T*)g.weight + rows[r + j] * out_step;
-              to_rows[j] = sums_of(i) + rows[r + j] * s.strips.out_plane * kUnit;
-            }
-            gathered_rows<V, T, kVectors, kRows>(x, lines, places, length, weight, to_rows);
-          };
-          int64_t r = 0;
-          for (; r + 4 <= count; r += 4) sums(r, Int<4>{});
-          for (; r < count; ++r) sums(r, Int<1>{});
-        });
-      }
-    }
-    for (int64_t i = 0; i < together; ++i) {
-      LaneMap<V> to = output_map<V>(g, s.strips, strip[i], memory + s.map_at + i * s.map_bytes);
-      output_rows<V>(g, s.strips, strip[i], to);
-      unstage<V, T>(g.output, to, 0, c.out, s.strips.out_plane, sums_of(i));
-    }
-  }
+  const TileMemory<V> m(c, s, scratch);
+  int64_t count;
+  const int64_t slots = list_reads<V>(problem, s, c, 0, m, &count);
+  if (slots == count)
+    slots_by_channel(m.reads, m.slots, count, c.in, m.slot_of);
+  else
+    for (int64_t i = 0; i < c.in; ++i) m.slot_of[i] = (int32_t)i;
+  const int64_t writes = list_channels(Chosen(problem).writes, c.out, m.writes);
+  const int rows = (int)min64(W, writes - index * W);
+  weights_to_lanes<V, T>(g, c, m.writes + index * W, rows, m.slot_of,
+                         (typename V::S*)((char*)shared + s.lanes_at) + index * slots * c.taps() * W);
 }
 
-template <class VectorF32, class VectorF64>
-static GatheredTask gathered_task_of(Dtype dtype) {
-  switch (dtype) {
-    case Dtype::f32:
-      return gathered_task<VectorF32, float>;
-    case Dtype::f64:
-      return gathered_task<VectorF64, double>;
-    case Dtype::bf16:
-      return gathered_task<VectorF32, Bf16>;
-    default:
-      return gathered_task<VectorF32, Fp16>;
+// One tile of an image.
+template <class V, class T>
+static void tile_task(const GatheredConv& problem, const GatheredSchedule& s, int64_t index, void* shared,
+                      void* scratch) {
+  using S = typename V::S;
+  constexpr int W = V::W;
+  static constexpr SumTable<V> kSums = sum_table<V>(std::make_integer_sequence<int, kMostTogether<V>>{});
+  MaskedConv g = gathered_form(problem);
+  const ConvShape& c = g.shape;
+  const TileMemory<V> m(c, s, scratch);
+  const Chosen chosen(problem);
+  const int64_t image = index / s.tiling.tiles(), taps = c.taps();
+  g.input.data = (T*)g.input.data + image * g.input.n, g.output.data = (T*)g.output.data + image * g.output.n;
+  const Window w(g, s.tiling, index % s.tiling.tiles(), m.places);
+  int64_t reads;
+  const int64_t slots = list_reads<V>(problem, s, c, image, m, &reads);
+  const int64_t writes = list_channels(chosen_of(chosen.writes, chosen.writes_ld, image), c.out, m.writes);
+  const int64_t blocks = ceil_div(writes, W), pixels = w.out_rows * w.out_columns;
+  const S* lanes = (const S*)((const char*)shared + s.lanes_at);
+  if (!s.shared_lanes) {
+    slots_by_channel(m.reads, m.slots, reads, c.in, m.slot_of);
+    for (int64_t b = 0; b < blocks; ++b)
+      weights_to_lanes<V, T>(g, c, m.writes + b * W, (int)min64(W, writes - b * W), m.slot_of,
+                             m.own_lanes + b * slots * taps * W);
+    lanes = m.own_lanes;
   }
+  // Sums start from the bias.
+  S* const start = m.fill;
+  for (int64_t i = 0; i < blocks * W; ++i)
+    start[i] = i < writes && g.bias ? (S)widen((const T*)g.bias + m.writes[i]) : S(0);
+  const int64_t groups = ceil_div(w.out_columns, kMostTogether<V>);
+  for (int64_t from = 0; from == 0 || from < reads; from += s.chunk) {
+    Sum<V> sum{};
+    sum.count = min64(s.chunk, reads - from);
+    stage_channels<V, T>(g.input, w, m.reads + from, sum.count, c.in, s.plane, m.input);
+    sum.plane = s.plane, sum.taps = taps, sum.tap_at = w.tap_at, sum.slots = m.slots + from;
+    for (int64_t b = 0; b < blocks; b += 2) {
+      const int both = b + 1 < blocks;
+      for (int i = 0; i <= both; ++i) {
+        sum.weights[i] = lanes + (b + i) * slots * taps * W;
+        sum.start[i] = from == 0 ? start + (b + i) * W : nullptr;
+      }
+      for (int64_t row = 0; row < w.out_rows; ++row)
+        for (int64_t k = 0; k < groups; ++k) {
+          const int64_t begin = k * w.out_columns / groups, end = (k + 1) * w.out_columns / groups;
+          sum.input = m.input + row * w.columns + begin;
+          for (int i = 0; i <= both; ++i) sum.sums[i] = m.sums + ((b + i) * pixels + row * w.out_columns + begin) * W;
+          kSums.of[end - begin - 1][both](sum);
+        }
+    }
+  }
+  unstage<V, T>(g.output, w, m.writes, writes, c.out, (const T*)g.bias, pixels, m.sums, m.fill);
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 #include "masked_conv2d.h"
 
 #include <algorithm>
+#include <vector>
 
 #include "masked_conv2d_planner.h"
 
@@ -84,6 +85,31 @@ void schedule_vectors(ConvSchedule& s, const MaskedConv& g, const MaskedConvKern
   s.scratch_bytes = scratch.bytes;
 }
 
+const uint32_t* channels_of(const ConvSchedule& s, const void* shared) {
+  return (const uint32_t*)((const char*)shared + s.direct.channels_at);
+}
+
+// Part: one m, a task of gathered_conv2d.
+template <int kPhase>
+void direct_task(const MaskedConv& g, const ConvPart& part) {
+  const ConvSchedule& s = *part.schedule;
+  const GatheredTasks tasks = gathered_conv2d_tasks(s.isa, g.dtype, g.pass);
+  tasks.phases[kPhase](direct_conv(g, s.direct, channels_of(s, part.shared)), s.direct.gathered, part.m0, part.shared,
+                       part.scratch);
+}
+
+void schedule_direct(ConvSchedule& s, const MaskedConv& g, int threads) {
+  std::vector<uint32_t> bits((size_t)direct_words(g.shape));
+  s.direct = direct_schedule(g, s.isa, threads, bits.data());
+  const GatheredSchedule& gathered = s.direct.gathered;
+  s.phase_count = 2;
+  s.phases[0] = {direct_task<0>, grid_of(gathered.tasks[0], 1, 1, 1)};
+  s.phases[1] = {direct_task<1>, grid_of(gathered.tasks[1], 1, 1, 1)};
+  Layout shared{gathered.shared_bytes};
+  s.direct.channels_at = shared.add((int64_t)bits.size() * 4);
+  s.shared_bytes = shared.bytes, s.scratch_bytes = gathered.scratch_bytes;
+}
+
 }  // namespace
 
 const MaskedConvKernels* masked_conv2d_kernels(Isa isa) {
@@ -110,22 +136,23 @@ MaskedConv forward_form(const MaskedConv& g) {
   return f;
 }
 
-int64_t staged_rows(const ConvShape& c, int64_t rows, int64_t* first) {
+int64_t staged(const Axis& a, int64_t n, int64_t* first, int64_t* at) {
   int64_t before = 0;
-  const auto phase = [&](int64_t dy) { return dy * c.dilation_h % c.stride_h; };
-  for (int64_t begin = 0; begin < c.kernel_h; ++begin) {
+  const auto phase = [&](int64_t tap) { return tap * a.dilation % a.stride; };
+  for (int64_t begin = 0; begin < a.kernel; ++begin) {
     bool seen = false;
-    for (int64_t dy = 0; dy < begin; ++dy) seen |= phase(dy) == phase(begin);
+    for (int64_t tap = 0; tap < begin; ++tap) seen |= phase(tap) == phase(begin);
     if (seen) continue;
-    // Of one phase the later ones read further down, from where the first of them does.
-    const int64_t row0 = begin * c.dilation_h / c.stride_h;
+    // Of one phase the later ones read further on, from where the first of them does.
+    const int64_t start = begin * a.dilation / a.stride;
     int64_t most = 0;
-    for (int64_t dy = begin; dy < c.kernel_h; ++dy) {
-      if (phase(dy) != phase(begin)) continue;
-      most = dy * c.dilation_h / c.stride_h - row0;
-      if (first) first[dy] = before + most;
+    for (int64_t tap = begin; tap < a.kernel; ++tap) {
+      if (phase(tap) != phase(begin)) continue;
+      most = tap * a.dilation / a.stride - start;
+      if (first) first[tap] = before + most;
     }
-    before += rows + most;
+    for (int64_t i = 0; at && i < n + most; ++i) at[before + i] = i * a.stride + begin * a.dilation;
+    before += n + most;
   }
   return before;
 }
@@ -137,6 +164,10 @@ ConvSchedule schedule(const MaskedConv& g, Isa isa, int threads) {
   s.isa = isa;
   s.kernel = list[0].kernel;
   if (s.kernel == Kernel::library) return s;
+  if (s.kernel == Kernel::direct) {
+    schedule_direct(s, g, threads);
+    return s;
+  }
   if (s.kernel != Kernel::naive) {
     schedule_vectors(s, forward_form(g), *masked_conv2d_kernels(isa), threads);
     return s;
@@ -150,12 +181,16 @@ ConvSchedule schedule(const MaskedConv& g, Isa isa, int threads) {
 
 void prepare(const MaskedConv& g, const ConvSchedule& s, void* shared) {
   if (s.kernel == Kernel::naive) return;
+  if (s.kernel == Kernel::direct) {
+    direct_schedule(g, s.isa, 1, const_cast<uint32_t*>(channels_of(s, shared)));
+    return;
+  }
   const ConvShape c = forward_form(g).shape;
   const Strips& strips = s.strips;
   auto* line = (int32_t*)((char*)shared + s.lines_at);
   const bool turned = g.pass == Pass::input_grad;
   auto* const first = (int64_t*)((char*)shared + s.first_at);
-  staged_rows(c, strips.rows, first);
+  staged(rows_of(c), strips.rows, first);
   for (int64_t channel = 0; channel < c.in; ++channel)
     for (int64_t dy = 0; dy < c.kernel_h; ++dy)
       for (int64_t dx = 0; dx < c.kernel_w; ++dx)
@@ -167,7 +202,7 @@ void run_task(const MaskedConv& g, const ConvSchedule& s, int phase, int64_t ind
   const Grid& grid = s.phases[phase].grid;
   const int64_t m0 = index % grid.m_tasks * grid.m_step, n0 = index / grid.m_tasks * grid.n_step;
   s.phases[phase].task(
-      s.kernel == Kernel::naive ? g : forward_form(g),
+      s.kernel == Kernel::naive || s.kernel == Kernel::direct ? g : forward_form(g),
       {&s, m0, std::min(m0 + grid.m_step, grid.m), n0, std::min(n0 + grid.n_step, grid.n), shared, scratch});
 }
 

@@ -1,10 +1,4 @@
-// Masked convolutions behind masked_conv2d, on raw pointers.
-//
-// With S the mask's bits, one an element of the weight W[out][in / groups][kernel_h][kernel_w], and taps (dy, dx):
-//
-//   forward       Y[n,o,y,x]  = bias[o] + sum W S[o,c,dy,dx] X[n, c, y stride_h + dy dilation_h - pad_h, ...]
-//   input_grad    dX, its adjoint in X, of dY
-//   weight_grad   dW[o,c,dy,dx] = S[o,c,dy,dx] sum dY[n,o,y,x] X[n, c, y stride_h + ...]
+// Masked convolutions behind masked_conv2d, on raw pointers: conv2d.h says what is computed.
 //
 // The weight is a matrix of `out` rows and in / groups * kernel_h * kernel_w columns, as its mask's plan has it
 // (masked_linear_plan.h); that of input_grad is of the matrix with channels exchanged, in / groups rows and
@@ -13,48 +7,9 @@
 // As in masked_linear.h a problem is cut into tasks that write nothing in common, in phases.
 #pragma once
 
-#include "masked_linear.h"
+#include "gathered_conv2d.h"
 
 namespace maskfuse {
-
-struct ConvShape {
-  int64_t batch, in, in_h, in_w, out, out_h, out_w, kernel_h, kernel_w;
-  int64_t stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups;
-  int64_t spread_h = 1, spread_w = 1;  // the input with spread - 1 zeros between its pixels: see forward_form
-
-  int64_t taps() const { return kernel_h * kernel_w; }
-  int64_t columns() const { return in / groups * taps(); }
-  int64_t pixels() const { return batch * out_h * out_w; }
-};
-
-// Activations of four dimensions: strides in elements.
-struct Image {
-  void* data;
-  int64_t n, c, y, x;
-};
-
-struct MaskedConv {
-  Pass pass;
-  Dtype dtype;
-  ConvShape shape;
-  Image input, output;  // X or dX, Y or dY
-  const void* weight;   // forward, input_grad
-  int64_t weight_ld;    // rows of the weight and its gradient are contiguous
-  void* weight_grad;
-  int64_t weight_grad_ld;
-  const uint32_t* bits;
-  int64_t bits_ld;
-  const Plan* plan;      // or null; for input_grad, of the mask with channels exchanged
-  const Packed* packed;  // or null; forward only
-  const void* bias;      // [out] or null; forward only
-  bool library;          // whoever runs the problem has a library's convolution at hand
-
-  static constexpr size_t kPlanned = 3;  // tensors of an op's plan with a packed weight
-};
-
-// The convolution that the forward pass or input_grad is: the latter is one of the gradient, with a stride's zeros
-// between its pixels, by kernels that are turned round, into the input's gradient.
-MaskedConv forward_form(const MaskedConv& problem);
 
 // How the vector kernels cut output pixels into lanes: see masked_conv2d_strip.h.
 struct Strips {
@@ -70,11 +25,6 @@ struct Strips {
   int64_t strips() const { return across * parts; }
 };
 
-// Rows of the input that `rows` output rows read: those of one phase (dy dilation_h modulo stride_h) next to each
-// other, phase after phase, from the first that is read on. `first`, or null, takes the one that row 0 reads for each
-// dy.
-int64_t staged_rows(const ConvShape& shape, int64_t rows, int64_t* first);
-
 // Of where a lane is in an image, by masked_conv2d_strip.h's LaneMap.
 inline constexpr int64_t kLaneMapBytes = 40;
 
@@ -89,6 +39,14 @@ struct ConvPart {
 };
 
 using ConvTask = void (*)(const MaskedConv&, const ConvPart&);
+
+// How gathered_conv2d.h's kernel runs a problem: on all channels, or on those with an active weight; with the mask's
+// zeros put in, or where there are none.
+struct DirectSchedule {
+  GatheredSchedule gathered;
+  bool some_channels, masked;
+  size_t channels_at;  // in shared, behind what is gathered's: bits of the input's channels, then of the output's
+};
 
 // Strips of a slice of weight_grad are summed one after another, slices after that: as many slices whatever the number
 // of threads, for sums to be the same.
@@ -122,6 +80,7 @@ struct ConvSchedule {
   size_t first_at, lines_at, offsets_at, values_at, sums_at, shared_bytes;
   // scratch: of a strip, a chunk of the input, the output, and where lanes are.
   size_t input_at, output_at, map_at, scratch_bytes;
+  DirectSchedule direct;
 };
 
 // Chooses the kernel and cuts the problem. Where the choice is `library` there are no phases.

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstring>
+#include <vector>
 
 namespace maskfuse {
 namespace {
@@ -15,9 +17,9 @@ int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 // than the best choice (AVX2: 1 %). A lane is a line of 64 bytes here, and `moved` an element of the library's
 // activations.
 // clang-format off
-//                           phase  weight product lane  value down  long  entry single shared sample tile result call    library read   moved
-constexpr double kAvx512[] = {16500, 0,    0,      4.66, 1.65, 2.66, 1.92, 3.02, 0.321, 0.766, 0.462, 0,   0.402, 122000, 0.759, 0.711, 0.537};
-constexpr double kAvx2[]   = {16400, 0,    0,      6.62, 1.63, 2.79, 2.05, 2.33, 0.427, 1.680, 0.618, 0,   0.451, 120000, 0.792, 0.736, 0.532};
+//                           phase  weight product lane  value down  long  entry single shared sample tile  result call    library read   moved
+constexpr double kAvx512[] = {19200, 22.5,  0.205,  4.21, 1.64, 2.67, 1.80, 1.91, 0.333, 0.782, 0.435, 2.68,  0.344, 119000, 0.757, 0.684, 0.495};
+constexpr double kAvx2[]   = {19600, 15.9,  0.186,  6.36, 1.49, 2.59, 1.91, 2.14, 0.448, 1.810, 0.610, 0.799, 0.387, 125000, 0.773, 0.736, 0.590};
 // clang-format on
 static_assert(sizeof(kAvx512) / sizeof(double) == kRates && sizeof(kAvx2) / sizeof(double) == kRates);
 
@@ -31,12 +33,11 @@ bool can_cut(const MaskedConv& g, const Strips& s) {
   return (chunk / taps + 2) * s.plane <= 65535 && g.shape.columns() * s.plane <= INT32_MAX;
 }
 
-Work library_work(const MaskedConv& g) {
+Work library_work(const MaskedConv& g, const LibraryConv& p) {
   const ConvShape& c = g.shape;
   Work w;
   const double vector = (double)(kUnitBytes / element_bytes(g)), weights = (double)c.out * (double)c.columns();
   const double cost = library_cost(g.dtype);
-  const LibraryConv p(g);
   if (p.compact) {
     // Activations are gathered, multiplied and scattered, zeros included.
     const double in = (double)(c.batch * c.in_h * c.in_w), out = (double)(c.batch * c.out_h * c.out_w);
@@ -55,6 +56,35 @@ Work library_work(const MaskedConv& g) {
   w.count[kLibrary] = (double)c.pixels() * weights / 4 / vector * (cost == 0 ? 4 : cost);
   w.count[g.pass == Pass::weight_grad ? kResult : kRead] = weights;
   w.count[kMoved] = (double)c.batch * (double)(c.in * c.in_h * c.in_w + c.out * c.out_h * c.out_w);
+  return w;
+}
+
+// Lanes are channels of the result, or, for weight_grad, of the input; small tiles wait for a sum before the next.
+Work direct_work(const MaskedConv& g, const LibraryConv& p, const GatheredSchedule& s, Isa isa) {
+  const Tiling& t = s.tiling;
+  const MaskedConv form = forward_form(g);
+  const ConvShape& c = form.shape;
+  const double lanes = (double)s.lanes;
+  const double in = (double)(g.pass == Pass::input_grad ? p.out : p.in);
+  const double out = (double)(g.pass == Pass::input_grad ? p.in : p.out);
+  const double tiles = (double)(c.batch * t.tiles()), taps = (double)c.taps();
+  Work w;
+  w.count[kPhase] = 2;
+  if (g.pass == Pass::weight_grad) {
+    const double blocks = (double)s.out_blocks;
+    w.count[kProduct] = in * taps * blocks * (double)c.pixels();
+    w.count[kTile] = tiles * in * (double)t.positions() / lanes * std::ceil(blocks / kGradBlocks) +
+                     blocks * ((double)c.pixels() * std::ceil(in / (double)s.chunk) + (double)s.slices * in * taps);
+    w.count[kResult] = (double)c.out * (double)c.columns();
+    return w;
+  }
+  const double blocks = (double)s.out_blocks;
+  // Sums that few pixels and blocks take turns with wait for each other: a pipeline holds eight.
+  const int64_t most = isa == Isa::avx512 ? 14 : 6, groups = ceil_div(t.columns, most);
+  const double together = (double)t.columns / (double)groups * std::min(2.0, blocks);
+  w.count[kWeight] = blocks * in * taps;
+  w.count[kProduct] = blocks * in * taps * (double)c.pixels() * std::max(1.0, 8 / std::max(1.0, together));
+  w.count[kTile] = (tiles * in * (double)t.positions() + (double)c.pixels() * (double)c.out) / lanes;
   return w;
 }
 
@@ -121,12 +151,33 @@ Strips strips_of(const MaskedConv& g) {
   s.rows = s.pointwise ? most : std::min(most, round_up(ceil_div(h, s.parts), most > kBlockUnits ? 2 : 1));
   s.across = s.pointwise ? ceil_div(c.pixels(), s.unit * s.rows) : ceil_div(c.batch * c.out_w, s.unit);
   // Odd numbers of lines from channel to channel spread over all of the cache; a block is contiguous by itself.
-  s.staged_rows = staged_rows(c, s.rows, nullptr);
+  s.staged_rows = staged(rows_of(c), s.rows, nullptr);
   if (!s.pointwise) s.staged_rows |= 1;
   const int64_t odd = s.rows > kBlockUnits || s.copies > 1 || s.staged_rows > kBlockUnits;
   s.plane = s.copies * s.staged_rows | odd;
   s.out_plane = s.rows | odd;
   return s;
+}
+
+DirectSchedule direct_schedule(const MaskedConv& g, Isa isa, int threads, uint32_t* bits) {
+  DirectSchedule s{};
+  const LibraryConv p(g);
+  s.some_channels = p.compact;
+  s.masked = g.bits && !(p.compact && p.all_taps());
+  uint32_t* const out = bits + ceil_div(g.shape.in, 32);
+  std::memset(bits, 0, (size_t)direct_words(g.shape) * 4);
+  for (int64_t c = 0; p.compact && c < g.shape.in; ++c) bits[c / 32] |= (uint32_t)p.reads(c) << (c % 32);
+  for (int64_t c = 0; p.compact && c < g.shape.out; ++c) out[c / 32] |= (uint32_t)p.writes(c) << (c % 32);
+  s.gathered = schedule(direct_conv(g, s, bits), isa, threads);
+  return s;
+}
+
+GatheredConv direct_conv(const MaskedConv& g, const DirectSchedule& s, const uint32_t* bits) {
+  GatheredConv problem{};
+  problem.conv = g;
+  if (!s.masked) problem.conv.bits = nullptr;
+  if (s.some_channels) problem.in_channels = bits, problem.out_channels = bits + ceil_div(g.shape.in, 32);
+  return problem;
 }
 
 int candidates(const MaskedConv& g, Isa isa, int threads, Candidate* list) {
@@ -142,14 +193,22 @@ int candidates(const MaskedConv& g, Isa isa, int threads, Candidate* list) {
     s = strips_of(form);
     if (can_cut(form, s)) list[count++].kernel = g.pass == Pass::weight_grad ? Kernel::sampled : Kernel::accumulate;
   }
+  DirectSchedule direct;
+  if (isa != Isa::scalar && g.shape.groups == 1 && g.shape.pixels() > 0 && g.shape.columns() > 0) {
+    std::vector<uint32_t> bits((size_t)direct_words(g.shape));
+    direct = direct_schedule(g, isa, threads, bits.data());
+    if (fits(direct.gathered)) list[count++].kernel = Kernel::direct;
+  }
   if (g.library && isa != Isa::scalar) list[count++].kernel = Kernel::library;
   if (count == 0) list[count++].kernel = Kernel::naive;
+  const LibraryConv library(g);
   const double* const rates = isa == Isa::avx512 ? kAvx512 : kAvx2;
   for (int i = 0; i < count; ++i) {
     Candidate& c = list[i];
-    c.work = c.kernel == Kernel::library ? library_work(g)
-             : c.kernel == Kernel::naive ? Work{}
-                                         : vector_work(c.kernel, form, s);
+    c.work = c.kernel == Kernel::library  ? library_work(g, library)
+             : c.kernel == Kernel::direct ? direct_work(g, library, direct.gathered, isa)
+             : c.kernel == Kernel::naive  ? Work{}
+                                          : vector_work(c.kernel, form, s);
     c.nanoseconds = 0;
     for (int r = 0; r < kRates; ++r)
       c.nanoseconds += c.work.count[r] * rates[r] / (r == kPhase || r == kCall ? 1 : threads);
@@ -167,7 +226,7 @@ bool prefer_conv_kernel(const char* name) {
     preferred = -1;
     return true;
   }
-  for (Kernel kernel : {Kernel::naive, Kernel::accumulate, Kernel::sampled, Kernel::library}) {
+  for (Kernel kernel : {Kernel::naive, Kernel::accumulate, Kernel::sampled, Kernel::direct, Kernel::library}) {
     if (std::strcmp(name, kernel_name(kernel)) != 0) continue;
     preferred = (int)kernel;
     return true;

@@ -32,6 +32,12 @@ struct LibraryConv {
   bool has_column(int64_t channel, int64_t tap) const;
 };
 
+// How Kernel::direct runs a problem, and its channels: `bits`, as many words as direct_words says, takes those with an
+// active weight where the mask is whole rows and columns.
+DirectSchedule direct_schedule(const MaskedConv& problem, Isa isa, int threads, uint32_t* bits);
+GatheredConv direct_conv(const MaskedConv& problem, const DirectSchedule& schedule, const uint32_t* bits);
+inline int64_t direct_words(const ConvShape& shape) { return (shape.in + 31) / 32 + (shape.out + 31) / 32; }
+
 // All candidates, the chosen one first; returns their number, at most kMostCandidates.
 int candidates(const MaskedConv& problem, Isa isa, int threads, Candidate* list);
 

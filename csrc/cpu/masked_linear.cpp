@@ -177,6 +177,8 @@ const char* kernel_name(Kernel kernel) {
       return "sampled";
     case Kernel::tiled:
       return "tiled";
+    case Kernel::direct:
+      return "direct";
     case Kernel::library:
       return "library";
   }
@@ -211,6 +213,7 @@ Schedule schedule(const MaskedGemm& g, Isa isa, int threads) {
     case Kernel::tiled:
       schedule_tiled(s, g, *table, threads);
       break;
+    case Kernel::direct:
     case Kernel::library:
       break;
   }

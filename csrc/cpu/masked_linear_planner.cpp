@@ -126,6 +126,7 @@ Work work_of(Kernel kernel, const MaskedGemm& g) {
     case Kernel::library:
       return library_work(g);
     case Kernel::naive:
+    case Kernel::direct:
       break;
   }
   return w;
@@ -202,7 +203,7 @@ bool prefer_kernel(const char* name) {
     return true;
   }
   for (int kernel = 0; kernel <= (int)Kernel::library; ++kernel) {
-    if (std::strcmp(name, kernel_name((Kernel)kernel)) != 0) continue;
+    if ((Kernel)kernel == Kernel::direct || std::strcmp(name, kernel_name((Kernel)kernel)) != 0) continue;
     preferred = kernel;
     return true;
   }

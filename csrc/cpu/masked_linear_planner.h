@@ -10,8 +10,8 @@ namespace maskfuse {
 
 enum Rate {
   kPhase,      // a phase of tasks: waking threads, waiting for the last one
-  kWeight,     // a weight read in place
-  kProduct,    // 64 bytes of weights times one row, read in place
+  kWeight,     // a weight read in place; of convolutions, a line of weights put in lanes
+  kProduct,    // 64 bytes of weights times one row, read in place; of convolutions, times one pixel
   kLane,       // an element moved into lanes or out of them
   kValue,      // an active weight copied by a row's list
   kValueDown,  // an active weight copied by a list down the columns of B
@@ -20,7 +20,7 @@ enum Rate {
   kSingle,     // an active weight times a unit
   kShared,     // a column of a list that four rows share, times a unit
   kSample,     // an active weight's product over a unit
-  kTile,       // four rows times 64 bytes of columns times one row of the batch
+  kTile,       // four rows times 64 bytes of columns times one row of the batch; of convolutions, a line of a tile
   kResult,     // an element of the gradient written
   kCall,       // a call of the library
   kLibrary,    // the library's products, counted as kTile's

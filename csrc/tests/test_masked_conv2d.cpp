@@ -86,9 +86,14 @@ void one_problem(Pass pass, Dtype dtype, const Case& c, double density, bool cha
   Plan plan;
   CHECK(plan_open(bytes.data(), (int64_t)bytes.size(), rows, wide, &plan), "the plan does not open");
   const double epsilon = dtype == Dtype::f64 ? 1e-13 : dtype == Dtype::f32 ? 1e-6 : dtype == Dtype::f16 ? 1e-3 : 8e-3;
-  for (const Plan* with : {(const Plan*)nullptr, (const Plan*)&plan})
+  const char* const planned = pass == Pass::weight_grad ? "sampled" : "accumulate";
+  const struct {
+    const char* kernel;
+    const Plan* plan;
+  } ways[] = {{"direct", nullptr}, {"direct", &plan}, {planned, &plan}};
+  for (const auto& [kernel, with] : ways)
     for (Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512}) {
-      if (!isa_available(isa) || (with == nullptr && isa != Isa::scalar)) continue;
+      if (!isa_available(isa)) continue;
       std::vector<unsigned char> first;
       for (int threads : {1, 3}) {
         Matrix gradient(dtype, c.out, columns);
@@ -102,15 +107,17 @@ void one_problem(Pass pass, Dtype dtype, const Case& c, double density, bool cha
         g.weight_grad = gradient.bytes.data(), g.weight_grad_ld = columns;
         g.bits = bits.data(), g.bits_ld = words, g.plan = with;
         if (pass == Pass::forward) g.bias = bias.bytes.data();
+        CHECK(prefer_conv_kernel(kernel), "there is no kernel %s", kernel);
         run(g, isa, threads);
         const std::vector<unsigned char>& got = pass == Pass::weight_grad ? gradient.bytes : result.matrix.bytes;
         for (int64_t i = 0; i < results; ++i) {
           const double value = read(dtype, got.data() + i * dtype_size(dtype)), want = expected[i];
-          CHECK(std::abs(value - want) <= epsilon * (std::abs(want) + std::sqrt(magnitude[i]) * 4 + 1),
-                "%s pass %d dtype %d, %ld x %ld x %ld x %ld to %ld, kernel %ld x %ld, channels_last %d: [%ld] is %g, "
-                "not %g",
-                isa_name(isa), (int)pass, (int)dtype, (long)c.batch, (long)c.in, (long)c.h, (long)c.w, (long)c.out,
-                (long)c.kernel_h, (long)c.kernel_w, channels_last, (long)i, value, want);
+          CHECK(
+              std::abs(value - want) <= epsilon * (std::abs(want) + std::sqrt(magnitude[i]) * 4 + 1),
+              "%s %s pass %d dtype %d, %ld x %ld x %ld x %ld to %ld, kernel %ld x %ld, channels_last %d: [%ld] is %g, "
+              "not %g",
+              kernel, isa_name(isa), (int)pass, (int)dtype, (long)c.batch, (long)c.in, (long)c.h, (long)c.w,
+              (long)c.out, (long)c.kernel_h, (long)c.kernel_w, channels_last, (long)i, value, want);
           if (pass == Pass::weight_grad && !active(i / columns, i % columns))
             CHECK(value == 0 && !std::signbit(value), "masked gradient is %g", value);
         }

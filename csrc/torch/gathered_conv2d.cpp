@@ -29,19 +29,20 @@ Tensor chosen(const Tensor& image, const Tensor& bits) {
   return result;
 }
 
-// Bytes that a thread may work on: a second-level cache, and as much again.
-constexpr size_t kMostScratch = size_t{4} << 20;
-
 // Runs the kernel; false where there is none.
 bool run(GatheredConv& g, const Tensor& bits) {
-  const GatheredTask task = gathered_conv2d_task(isa_in_use(), g.conv.dtype);
-  if (!task || g.conv.shape.pixels() == 0 || g.conv.shape.in == 0 || g.conv.shape.out == 0) return false;
+  const GatheredTasks tasks = gathered_conv2d_tasks(isa_in_use(), g.conv.dtype, g.conv.pass);
+  if (!tasks.phases[0] || g.conv.shape.pixels() == 0 || g.conv.shape.in == 0 || g.conv.shape.out == 0) return false;
   const Tensor words = as_contiguous(bits);
-  g.channels = (const uint32_t*)words.const_data_ptr(), g.channels_ld = mask_words(g.conv.shape.in);
-  const GatheredSchedule s = schedule(g, (int)torch::stable::get_num_threads());
-  if (s.scratch_bytes > kMostScratch) return false;  // dilations of more rows than are worth staging
-  run_tasks(g.conv.shape.batch * s.parts, s.scratch_bytes,
-            [&](int64_t index, void* scratch) { task(g, s, index, scratch); });
+  g.in_channels = (const uint32_t*)words.const_data_ptr(), g.in_ld = mask_words(g.conv.shape.in);
+  const GatheredSchedule s = schedule(g, isa_in_use(), (int)torch::stable::get_num_threads());
+  if (!fits(s)) return false;
+  Buffer once;
+  Buffer& buffer = s.shared_bytes > kKeptBytes ? once : thread_shared();
+  void* const shared = s.shared_bytes > 0 ? buffer.get(s.shared_bytes) : nullptr;
+  for (int phase = 0; phase < 2; ++phase)
+    run_tasks(s.tasks[phase], s.scratch_bytes,
+              [&](int64_t index, void* scratch) { tasks.phases[phase](g, s, index, shared, scratch); });
   return true;
 }
 
@@ -115,6 +116,12 @@ Tensor gathered_conv2d_weight_grad(const Tensor& grad, const Tensor& input, cons
   check_bits(bits, s.batch, s.in, kOp);
   const int64_t shape[] = {s.out, s.in, s.kernel_h, s.kernel_w};
   Tensor weight = empty_cpu(grad, shape, 4);
+  const Tensor x = as_image(input), dy = as_image(grad);
+  GatheredConv g{};
+  g.conv.pass = Pass::weight_grad, g.conv.dtype = dtype_of(grad, kOp, "grad"), g.conv.shape = s;
+  g.conv.input = image_of(x), g.conv.output = image_of(dy);
+  g.conv.weight_grad = weight.mutable_data_ptr(), g.conv.weight_grad_ld = s.columns();
+  if (run(g, bits)) return weight;
   if (s.pixels() == 0 || s.in == 0 || s.out == 0) return torch::stable::zero_(weight);
   return as_contiguous(convolution_backward(s, grad, chosen(input, bits), weight, false));
 }

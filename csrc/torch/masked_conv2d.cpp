@@ -58,11 +58,12 @@ Tensor forward(const char* op, const Tensor& input, const Tensor& weight, const 
   }
   if (g.shape.columns() == 0) return convolution_of_nothing(g.shape, input, weight, bias);
   g.library = true;
+  const Tensor x = as_image(input);
+  g.input = image_of(x);  // the schedule knows where pixels lie
   const ConvSchedule s = schedule(g, isa_in_use(), (int)torch::stable::get_num_threads());
   if (s.kernel == Kernel::library) return library_forward(g, input, w, bias, s.isa);
-  const Tensor x = as_image(input);
   Tensor out = empty_image(input, g.shape.batch, g.shape.out, g.shape.out_h, g.shape.out_w);
-  g.input = image_of(x), g.output = image_of(out);
+  g.output = image_of(out);
   run(g, s);
   return out;
 }
@@ -88,12 +89,13 @@ Tensor input_grad(const char* op, const Tensor& grad, const Tensor& weight, cons
   if (g.shape.columns() == 0 || g.shape.out == 0)
     return zeros(empty_image(grad, g.shape.batch, g.shape.in, g.shape.in_h, g.shape.in_w));
   g.library = true;
+  const Tensor dy = as_image(grad);
+  g.output = image_of(dy);
   const ConvSchedule s = schedule(g, isa_in_use(), (int)torch::stable::get_num_threads());
   if (s.kernel == Kernel::library) return library_input_grad(g, grad, w, s.isa);
-  const Tensor dy = as_image(grad);
   Tensor out = empty_image(grad, g.shape.batch, g.shape.in, g.shape.in_h, g.shape.in_w);
   if (g.shape.pixels() == 0) return torch::stable::zero_(out);
-  g.input = image_of(out), g.output = image_of(dy);
+  g.input = image_of(out);
   run(g, s);
   return out;
 }
@@ -113,15 +115,15 @@ Tensor weight_grad(const char* op, const Tensor& grad, const Tensor& input, cons
   check_shape(grad, {g.shape.batch, g.shape.out, g.shape.out_h, g.shape.out_w}, op, "grad");
   attach_bits(g, keep, bits, plan, g.shape.out, g.shape.columns(), op, g.shape.taps());
   g.library = true;
+  const Tensor x = as_image(input), dy = as_image(grad);
+  g.input = image_of(x), g.output = image_of(dy);
   const ConvSchedule s = schedule(g, isa_in_use(), (int)torch::stable::get_num_threads());
   const bool nothing = g.shape.pixels() == 0 || g.shape.columns() == 0 || g.shape.out == 0;
   if (s.kernel == Kernel::library && !nothing) return library_weight_grad(g, grad, input, s.isa);
   const int64_t shape[] = {g.shape.out, g.shape.in / g.shape.groups, g.shape.kernel_h, g.shape.kernel_w};
   Tensor out = empty_cpu(grad, shape, 4);
   if (nothing) return torch::stable::zero_(out);
-  const Tensor x = as_image(input), dy = as_image(grad);
   g.weight_grad = out.mutable_data_ptr(), g.weight_grad_ld = g.shape.columns();
-  g.input = image_of(x), g.output = image_of(dy);
   run(g, s);
   return out;
 }
