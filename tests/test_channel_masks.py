@@ -20,8 +20,8 @@ def way(request, monkeypatch):
     """Each way to compute, and the one that the estimate chooses."""
     costs = {
         "compact": {"_CALL": 0, "_IMAGE_CALL": 0, "_COPY": 0, "_WEIGHT": 0, "_WINDOW_WEIGHT": 0, "_FEWER": 1}
-        | {"_IN_PLACE": 1 << 60},
-        "in place": {"_IMAGE_CALL": 1 << 60, "_IN_PLACE": 0},
+        | {"_IN_PLACE_TYPES": ()},
+        "in place": {"_IN_PLACE_TYPES": DTYPES, "_IN_PLACE": 0},
         "zeroed": {"_CALL": 1 << 60, "_IMAGE_CALL": 1 << 60, "_IN_PLACE": 1 << 60},
         "estimated": {},
     }
@@ -154,7 +154,7 @@ def test_the_ways_are_taken(monkeypatch):
     got = masked_conv2d(x, w, Mask.full(w.shape), None, 1, 1, channels=channels)
     torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
     assert (len(in_place), calls) == (1, [])
-    monkeypatch.setattr(_channel_masks, "_IN_PLACE", 1 << 60)
+    monkeypatch.setattr(_channel_masks, "_IN_PLACE_TYPES", ())
     got = masked_conv2d(x, w, Mask.full(w.shape), None, 1, 1, channels=channels)
     torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
     assert [(g.sizes, g.counts) for g in calls] == [([5, 3], [32, 32])]

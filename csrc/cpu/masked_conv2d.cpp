@@ -85,29 +85,21 @@ void schedule_vectors(ConvSchedule& s, const MaskedConv& g, const MaskedConvKern
   s.scratch_bytes = scratch.bytes;
 }
 
-const uint32_t* channels_of(const ConvSchedule& s, const void* shared) {
-  return (const uint32_t*)((const char*)shared + s.direct.channels_at);
-}
-
 // Part: one m, a task of gathered_conv2d.
 template <int kPhase>
 void direct_task(const MaskedConv& g, const ConvPart& part) {
   const ConvSchedule& s = *part.schedule;
   const GatheredTasks tasks = gathered_conv2d_tasks(s.isa, g.dtype, g.pass);
-  tasks.phases[kPhase](direct_conv(g, s.direct, channels_of(s, part.shared)), s.direct.gathered, part.m0, part.shared,
-                       part.scratch);
+  tasks.phases[kPhase](direct_conv(g, s.direct), s.direct.gathered, part.m0, part.shared, part.scratch);
 }
 
-void schedule_direct(ConvSchedule& s, const MaskedConv& g, int threads) {
-  std::vector<uint32_t> bits((size_t)direct_words(g.shape));
-  s.direct = direct_schedule(g, s.isa, threads, bits.data());
+void schedule_direct(ConvSchedule& s, const MaskedConv& g, const ActiveChannels& active, int threads) {
+  s.direct = direct_schedule(g, active, s.isa, threads);
   const GatheredSchedule& gathered = s.direct.gathered;
   s.phase_count = 2;
   s.phases[0] = {direct_task<0>, grid_of(gathered.tasks[0], 1, 1, 1)};
   s.phases[1] = {direct_task<1>, grid_of(gathered.tasks[1], 1, 1, 1)};
-  Layout shared{gathered.shared_bytes};
-  s.direct.channels_at = shared.add((int64_t)bits.size() * 4);
-  s.shared_bytes = shared.bytes, s.scratch_bytes = gathered.scratch_bytes;
+  s.shared_bytes = gathered.shared_bytes, s.scratch_bytes = gathered.scratch_bytes;
 }
 
 }  // namespace
@@ -159,13 +151,14 @@ int64_t staged(const Axis& a, int64_t n, int64_t* first, int64_t* at) {
 
 ConvSchedule schedule(const MaskedConv& g, Isa isa, int threads) {
   Candidate list[kMostCandidates];
-  candidates(g, isa, threads, list);
+  const ActiveChannels active(g);
+  candidates(g, active, isa, threads, list);
   ConvSchedule s{};
   s.isa = isa;
   s.kernel = list[0].kernel;
   if (s.kernel == Kernel::library) return s;
   if (s.kernel == Kernel::direct) {
-    schedule_direct(s, g, threads);
+    schedule_direct(s, g, active, threads);
     return s;
   }
   if (s.kernel != Kernel::naive) {
@@ -180,11 +173,7 @@ ConvSchedule schedule(const MaskedConv& g, Isa isa, int threads) {
 }
 
 void prepare(const MaskedConv& g, const ConvSchedule& s, void* shared) {
-  if (s.kernel == Kernel::naive) return;
-  if (s.kernel == Kernel::direct) {
-    direct_schedule(g, s.isa, 1, const_cast<uint32_t*>(channels_of(s, shared)));
-    return;
-  }
+  if (s.kernel == Kernel::naive || s.kernel == Kernel::direct) return;
   const ConvShape c = forward_form(g).shape;
   const Strips& strips = s.strips;
   auto* line = (int32_t*)((char*)shared + s.lines_at);

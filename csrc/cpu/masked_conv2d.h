@@ -7,6 +7,8 @@
 // As in masked_linear.h a problem is cut into tasks that write nothing in common, in phases.
 #pragma once
 
+#include <vector>
+
 #include "gathered_conv2d.h"
 
 namespace maskfuse {
@@ -44,8 +46,8 @@ using ConvTask = void (*)(const MaskedConv&, const ConvPart&);
 // zeros put in, or where there are none.
 struct DirectSchedule {
   GatheredSchedule gathered;
-  bool some_channels, masked;
-  size_t channels_at;  // in shared, behind what is gathered's: bits of the input's channels, then of the output's
+  bool masked;
+  std::vector<uint32_t> in_channels, out_channels;  // bits; empty for all
 };
 
 // Strips of a slice of weight_grad are summed one after another, slices after that: as many slices whatever the number

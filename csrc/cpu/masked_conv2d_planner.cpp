@@ -4,7 +4,8 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
-#include <vector>
+
+#include "mask.h"
 
 namespace maskfuse {
 namespace {
@@ -33,12 +34,12 @@ bool can_cut(const MaskedConv& g, const Strips& s) {
   return (chunk / taps + 2) * s.plane <= 65535 && g.shape.columns() * s.plane <= INT32_MAX;
 }
 
-Work library_work(const MaskedConv& g, const LibraryConv& p) {
+Work library_work(const MaskedConv& g, const ActiveChannels& p) {
   const ConvShape& c = g.shape;
   Work w;
   const double vector = (double)(kUnitBytes / element_bytes(g)), weights = (double)c.out * (double)c.columns();
   const double cost = library_cost(g.dtype);
-  if (p.compact) {
+  if (p.some) {
     // Activations are gathered, multiplied and scattered, zeros included.
     const double in = (double)(c.batch * c.in_h * c.in_w), out = (double)(c.batch * c.out_h * c.out_w);
     const double least = (double)p.in * in + (double)p.out * out;
@@ -60,7 +61,7 @@ Work library_work(const MaskedConv& g, const LibraryConv& p) {
 }
 
 // Lanes are channels of the result, or, for weight_grad, of the input; small tiles wait for a sum before the next.
-Work direct_work(const MaskedConv& g, const LibraryConv& p, const GatheredSchedule& s, Isa isa) {
+Work direct_work(const MaskedConv& g, const ActiveChannels& p, const GatheredSchedule& s, Isa isa) {
   const Tiling& t = s.tiling;
   const MaskedConv form = forward_form(g);
   const ConvShape& c = form.shape;
@@ -117,27 +118,38 @@ Work vector_work(Kernel kernel, const MaskedConv& g, const Strips& s) {
 
 }  // namespace
 
-LibraryConv::LibraryConv(const MaskedConv& g) : compact(false), in(g.shape.in), out(g.shape.out), conv(g) {
+// Rows of a plan's index are one side's channels, columns the other's, with their taps: the output's are rows but for
+// input_grad.
+ActiveChannels::ActiveChannels(const MaskedConv& g)
+    : some(false), all_taps(true), in(g.shape.in), out(g.shape.out), words(ceil_div(g.shape.in, 32)) {
   if (!g.plan || !g.plan->row_pattern || g.shape.groups != 1) return;
-  in = out = 0;
-  for (int64_t c = 0; c < g.shape.in; ++c) in += reads(c);
-  for (int64_t c = 0; c < g.shape.out; ++c) out += writes(c);
-  compact = in > 0 && out > 0 && (in < g.shape.in || out < g.shape.out);
+  const bool turned = g.pass == Pass::input_grad;
+  bits.resize((size_t)(words + ceil_div(out, 32)));
+  uint32_t* const rows = bits.data() + (turned ? 0 : words);
+  uint32_t* const columns = bits.data() + (turned ? words : 0);
+  const int64_t row_count = turned ? in : out, taps = g.shape.taps();
+  std::copy_n(g.plan->row_pattern, ceil_div(row_count, 32), rows);
+  int64_t active_rows = 0, active_columns = 0;
+  for (int64_t i = 0; i < ceil_div(row_count, 32); ++i) active_rows += count_bits(rows[i]);
+  // The word that a column is in is looked at once.
+  const int64_t channels = turned ? out : in;
+  for (int64_t k = 0; k < channels * taps; k += 32)
+    for (uint32_t word = g.plan->column_pattern[k / 32]; word != 0; word &= word - 1) {
+      const int64_t channel = (k + __builtin_ctz(word)) / taps;
+      if (channel >= channels) break;
+      uint32_t& to = columns[channel / 32];
+      active_columns += !(to >> (channel % 32) & 1);
+      to |= 1u << (channel % 32);
+    }
+  in = turned ? active_rows : active_columns, out = turned ? active_columns : active_rows;
+  all_taps = g.plan->header->active_columns == active_columns * taps;
+  some = in > 0 && out > 0 && (in < g.shape.in || out < g.shape.out);
+  if (!some) in = g.shape.in, out = g.shape.out;
 }
 
-// Rows of the index are one side's channels, columns the other's, with their taps.
-bool LibraryConv::has_row(int64_t channel) const { return conv.plan->row_pattern[channel / 32] >> (channel % 32) & 1; }
-bool LibraryConv::all_taps() const {
-  return conv.plan->header->active_columns == (exchanged() ? out : in) * conv.shape.taps();
-}
-bool LibraryConv::has_columns(int64_t channel) const {
-  bool any = false;
-  for (int64_t t = 0; t < conv.shape.taps(); ++t) any |= has_column(channel, t);
-  return any;
-}
-bool LibraryConv::has_column(int64_t channel, int64_t tap) const {
-  const int64_t i = channel * conv.shape.taps() + tap;
-  return conv.plan->column_pattern[i / 32] >> (i % 32) & 1;
+bool tap_is_active(const MaskedConv& g, int64_t in_channel, int64_t out_channel, int64_t tap) {
+  const int64_t i = (g.pass == Pass::input_grad ? out_channel : in_channel) * g.shape.taps() + tap;
+  return g.plan->column_pattern[i / 32] >> (i % 32) & 1;
 }
 
 Strips strips_of(const MaskedConv& g) {
@@ -159,28 +171,26 @@ Strips strips_of(const MaskedConv& g) {
   return s;
 }
 
-DirectSchedule direct_schedule(const MaskedConv& g, Isa isa, int threads, uint32_t* bits) {
+DirectSchedule direct_schedule(const MaskedConv& g, const ActiveChannels& active, Isa isa, int threads) {
   DirectSchedule s{};
-  const LibraryConv p(g);
-  s.some_channels = p.compact;
-  s.masked = g.bits && !(p.compact && p.all_taps());
-  uint32_t* const out = bits + ceil_div(g.shape.in, 32);
-  std::memset(bits, 0, (size_t)direct_words(g.shape) * 4);
-  for (int64_t c = 0; p.compact && c < g.shape.in; ++c) bits[c / 32] |= (uint32_t)p.reads(c) << (c % 32);
-  for (int64_t c = 0; p.compact && c < g.shape.out; ++c) out[c / 32] |= (uint32_t)p.writes(c) << (c % 32);
-  s.gathered = schedule(direct_conv(g, s, bits), isa, threads);
+  s.masked = g.bits && !(active.some && active.all_taps);
+  if (active.some) {
+    s.in_channels.assign(active.in_bits(), active.out_bits());
+    s.out_channels.assign(active.out_bits(), active.bits.data() + active.bits.size());
+  }
+  s.gathered = schedule(direct_conv(g, s), isa, threads);
   return s;
 }
 
-GatheredConv direct_conv(const MaskedConv& g, const DirectSchedule& s, const uint32_t* bits) {
+GatheredConv direct_conv(const MaskedConv& g, const DirectSchedule& s) {
   GatheredConv problem{};
   problem.conv = g;
   if (!s.masked) problem.conv.bits = nullptr;
-  if (s.some_channels) problem.in_channels = bits, problem.out_channels = bits + ceil_div(g.shape.in, 32);
+  if (!s.in_channels.empty()) problem.in_channels = s.in_channels.data(), problem.out_channels = s.out_channels.data();
   return problem;
 }
 
-int candidates(const MaskedConv& g, Isa isa, int threads, Candidate* list) {
+int candidates(const MaskedConv& g, const ActiveChannels& active, Isa isa, int threads, Candidate* list) {
   int count = 0;
   if (isa == Isa::scalar && !g.library) {
     list[count++].kernel = Kernel::naive;
@@ -195,18 +205,16 @@ int candidates(const MaskedConv& g, Isa isa, int threads, Candidate* list) {
   }
   DirectSchedule direct;
   if (isa != Isa::scalar && g.shape.groups == 1 && g.shape.pixels() > 0 && g.shape.columns() > 0) {
-    std::vector<uint32_t> bits((size_t)direct_words(g.shape));
-    direct = direct_schedule(g, isa, threads, bits.data());
+    direct = direct_schedule(g, active, isa, threads);
     if (fits(direct.gathered)) list[count++].kernel = Kernel::direct;
   }
   if (g.library && isa != Isa::scalar) list[count++].kernel = Kernel::library;
   if (count == 0) list[count++].kernel = Kernel::naive;
-  const LibraryConv library(g);
   const double* const rates = isa == Isa::avx512 ? kAvx512 : kAvx2;
   for (int i = 0; i < count; ++i) {
     Candidate& c = list[i];
-    c.work = c.kernel == Kernel::library  ? library_work(g, library)
-             : c.kernel == Kernel::direct ? direct_work(g, library, direct.gathered, isa)
+    c.work = c.kernel == Kernel::library  ? library_work(g, active)
+             : c.kernel == Kernel::direct ? direct_work(g, active, direct.gathered, isa)
              : c.kernel == Kernel::naive  ? Work{}
                                           : vector_work(c.kernel, form, s);
     c.nanoseconds = 0;

@@ -3,43 +3,40 @@
 // too.
 #pragma once
 
+#include <vector>
+
 #include "masked_conv2d.h"
 #include "masked_linear_planner.h"
 
 namespace maskfuse {
 
-// The full convolution that Kernel::library leaves to a library: the whole problem, or, where the mask is whole rows
-// and columns, that of the channels with an active weight.
-struct LibraryConv {
-  bool compact;
-  int64_t in, out;  // channels
+// The channels with an active weight, where the mask is whole rows and columns: what Kernel::library and Kernel::direct
+// compute of it. Else all channels.
+struct ActiveChannels {
+  bool some;        // fewer than all, and their kernels are
+  bool all_taps;    // active in all taps
+  int64_t in, out;  // how many
+  std::vector<uint32_t> bits;  // of the input's, then, a word begun, of the output's
 
-  explicit LibraryConv(const MaskedConv& problem);
-  // Where it is compact: whether an input or an output channel has an active weight, and where kernels have one.
-  bool reads(int64_t channel) const { return exchanged() ? has_row(channel) : has_columns(channel); }
-  bool writes(int64_t channel) const { return exchanged() ? has_columns(channel) : has_row(channel); }
-  // Of channels that are: whether a tap is active; and whether all are.
-  bool active(int64_t in_channel, int64_t out_channel, int64_t tap) const {
-    return has_column(exchanged() ? out_channel : in_channel, tap);
-  }
-  bool all_taps() const;
+  explicit ActiveChannels(const MaskedConv& problem);
+  const uint32_t* in_bits() const { return bits.data(); }
+  const uint32_t* out_bits() const { return bits.data() + words; }
+  bool reads(int64_t channel) const { return in_bits()[channel / 32] >> (channel % 32) & 1; }
+  bool writes(int64_t channel) const { return out_bits()[channel / 32] >> (channel % 32) & 1; }
 
  private:
-  const MaskedConv& conv;
-  bool exchanged() const { return conv.pass == Pass::input_grad; }
-  bool has_row(int64_t channel) const;
-  bool has_columns(int64_t channel) const;
-  bool has_column(int64_t channel, int64_t tap) const;
+  int64_t words;
 };
 
-// How Kernel::direct runs a problem, and its channels: `bits`, as many words as direct_words says, takes those with an
-// active weight where the mask is whole rows and columns.
-DirectSchedule direct_schedule(const MaskedConv& problem, Isa isa, int threads, uint32_t* bits);
-GatheredConv direct_conv(const MaskedConv& problem, const DirectSchedule& schedule, const uint32_t* bits);
-inline int64_t direct_words(const ConvShape& shape) { return (shape.in + 31) / 32 + (shape.out + 31) / 32; }
+// Whether the mask of an ActiveChannels that has not all taps has this one, between channels that are active.
+bool tap_is_active(const MaskedConv& problem, int64_t in_channel, int64_t out_channel, int64_t tap);
+
+// How Kernel::direct runs a problem.
+DirectSchedule direct_schedule(const MaskedConv& problem, const ActiveChannels& active, Isa isa, int threads);
+GatheredConv direct_conv(const MaskedConv& problem, const DirectSchedule& schedule);
 
 // All candidates, the chosen one first; returns their number, at most kMostCandidates.
-int candidates(const MaskedConv& problem, Isa isa, int threads, Candidate* list);
+int candidates(const MaskedConv& problem, const ActiveChannels& active, Isa isa, int threads, Candidate* list);
 
 // Makes every later choice fall on the named kernel where it is a candidate, for benchmarks and tests; "" undoes it.
 // Returns false, and changes nothing, where there is no such kernel.

@@ -1,5 +1,5 @@
 // Dispatcher ops of gathered_conv2d on the CPU: the convolution of `where(channels, input, 0)` for channels of each
-// image's own, given as bits [batch, words(in)], and its gradients.
+// image's own, given as bits [batch, words(in)], or of the same for all, [1, words(in)], and its gradients.
 #include "../cpu/gathered_conv2d.h"
 
 #include "conv_shape.h"
@@ -20,7 +20,7 @@ Tensor chosen(const Tensor& image, const Tensor& bits) {
   const Indices list = indices(from.samples * from.channels);
   for (int64_t n = 0; n < from.samples; ++n)
     for (int64_t c = 0; c < from.channels; ++c)
-      list[n * from.channels + c] = at[n * ld + c / 32] >> (c % 32) & 1 ? (int32_t)c : kNoChannel;
+      list[n * from.channels + c] = at[(words.size(0) == 1 ? 0 : n) * ld + c / 32] >> (c % 32) & 1 ? (int32_t)c : kNoChannel;
   ChannelCopy copy;
   Tensor result = result_of(from, from.samples, from.channels, &copy);
   if (filled_with_zero(from, copy)) return result;
@@ -34,15 +34,15 @@ bool run(GatheredConv& g, const Tensor& bits) {
   const GatheredTasks tasks = gathered_conv2d_tasks(isa_in_use(), g.conv.dtype, g.conv.pass);
   if (!tasks.phases[0] || g.conv.shape.pixels() == 0 || g.conv.shape.in == 0 || g.conv.shape.out == 0) return false;
   const Tensor words = as_contiguous(bits);
-  g.in_channels = (const uint32_t*)words.const_data_ptr(), g.in_ld = mask_words(g.conv.shape.in);
+  g.in_channels = (const uint32_t*)words.const_data_ptr(), g.in_ld = words.size(0) == 1 ? 0 : mask_words(g.conv.shape.in);
   const GatheredSchedule s = schedule(g, isa_in_use(), (int)torch::stable::get_num_threads());
   if (!fits(s)) return false;
   Buffer once;
   Buffer& buffer = s.shared_bytes > kKeptBytes ? once : thread_shared();
   void* const shared = s.shared_bytes > 0 ? buffer.get(s.shared_bytes) : nullptr;
-  for (int phase = 0; phase < 2; ++phase)
-    run_tasks(s.tasks[phase], s.scratch_bytes,
-              [&](int64_t index, void* scratch) { tasks.phases[phase](g, s, index, shared, scratch); });
+  run_phases(s.tasks, 2, s.scratch_bytes, [&](int phase, int64_t index, void* scratch) {
+    tasks.phases[phase](g, s, index, shared, scratch);
+  });
   return true;
 }
 
@@ -57,7 +57,7 @@ Tensor gathered_conv2d(const Tensor& input, const Tensor& weight, const Tensor& 
   check_same_dtype(input, "input", weight, "weight", kOp);
   STD_TORCH_CHECK(input.size(1) == weight.size(1), kOp, ": input ", shape_of(input), " does not fit weight ",
                   shape_of(weight));
-  check_bits(bits, input.size(0), input.size(1), kOp);
+  check_bits(bits, bits.dim() == 2 && bits.size(0) == 1 ? 1 : input.size(0), input.size(1), kOp);
   g.conv.shape = shape_of_conv({stride, padding, dilation, 1}, input.size(0), input.size(1), input.size(2),
                                input.size(3), weight.size(0), weight.size(2), weight.size(3), kOp);
   const ConvShape& s = g.conv.shape;
@@ -91,7 +91,7 @@ Tensor gathered_conv2d_input_grad(const Tensor& grad, const Tensor& weight, cons
                                input_size[1], weight.size(0), weight.size(2), weight.size(3), kOp);
   const ConvShape& s = g.conv.shape;
   check_shape(grad, {s.batch, s.out, s.out_h, s.out_w}, kOp, "grad");
-  check_bits(bits, s.batch, s.in, kOp);
+  check_bits(bits, bits.dim() == 2 && bits.size(0) == 1 ? 1 : s.batch, s.in, kOp);
   const Tensor w = as_contiguous(weight), dy = as_image(grad);
   g.conv.weight = w.const_data_ptr(), g.conv.weight_ld = s.columns();
   Tensor out = empty_image(grad, s.batch, s.in, s.in_h, s.in_w);
@@ -113,7 +113,7 @@ Tensor gathered_conv2d_weight_grad(const Tensor& grad, const Tensor& input, cons
   const ConvShape s = shape_of_conv({stride, padding, dilation, 1}, input.size(0), input.size(1), input.size(2),
                                     input.size(3), grad.size(1), kernel_size[0], kernel_size[1], kOp);
   check_shape(grad, {s.batch, s.out, s.out_h, s.out_w}, kOp, "grad");
-  check_bits(bits, s.batch, s.in, kOp);
+  check_bits(bits, bits.dim() == 2 && bits.size(0) == 1 ? 1 : s.batch, s.in, kOp);
   const int64_t shape[] = {s.out, s.in, s.kernel_h, s.kernel_w};
   Tensor weight = empty_cpu(grad, shape, 4);
   const Tensor x = as_image(input), dy = as_image(grad);

@@ -28,9 +28,10 @@ void run(const MaskedConv& g, const ConvSchedule& s) {
   Buffer& buffer = s.shared_bytes > kKeptBytes ? once : thread_shared();
   void* const shared = s.shared_bytes > 0 ? buffer.get(s.shared_bytes) : nullptr;
   prepare(g, s, shared);
-  for (int phase = 0; phase < s.phase_count; ++phase)
-    run_tasks(s.phases[phase].grid.tasks(), s.scratch_bytes,
-              [&](int64_t task, void* scratch) { run_task(g, s, phase, task, shared, scratch); });
+  int64_t tasks[kMostPhases];
+  for (int phase = 0; phase < s.phase_count; ++phase) tasks[phase] = s.phases[phase].grid.tasks();
+  run_phases(tasks, (int)s.phase_count, s.scratch_bytes,
+             [&](int phase, int64_t task, void* scratch) { run_task(g, s, phase, task, shared, scratch); });
 }
 
 Tensor forward(const char* op, const Tensor& input, const Tensor& weight, const Tensor& bits,
@@ -181,7 +182,7 @@ std::string masked_conv2d_candidates(std::string pass, Ints input_size, Ints ker
   attach_bits(g, keep, bits, plan, g.shape.out, g.shape.columns(), kOp, g.shape.taps());
   if (g.pass == Pass::forward) attach_ordered(g, keep, plan, type, kOp);
   Candidate list[kMostCandidates];
-  return describe_candidates(list, candidates(g, isa_in_use(), (int)torch::stable::get_num_threads(), list));
+  return describe_candidates(list, candidates(g, ActiveChannels(g), isa_in_use(), (int)torch::stable::get_num_threads(), list));
 }
 
 void prefer_masked_conv2d_kernel(std::string name) {

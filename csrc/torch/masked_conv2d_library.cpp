@@ -60,7 +60,7 @@ struct Active {
 // The convolution of the active channels alone.
 class Compact {
  public:
-  Compact(const MaskedConv& g, const LibraryConv& p)
+  Compact(const MaskedConv& g, const ActiveChannels& p)
       : g(g),
         p(p),
         in(g.shape.in, [&](int64_t c) { return p.reads(c); }),
@@ -91,7 +91,7 @@ class Compact {
 
  private:
   const MaskedConv& g;
-  const LibraryConv& p;
+  const ActiveChannels& p;
   const Active in, out;
 
   // Channels of an image by a map: those of the list, or all with zeros where there is none.
@@ -109,7 +109,7 @@ class Compact {
   // zeros.
   void each_kernel(char* whole, const char* some, bool to_whole) const {
     const int64_t taps = g.shape.taps(), size = dtype_size(g.dtype), columns = g.shape.columns();
-    const bool all = p.all_taps();
+    const bool all = p.all_taps;
     torch::stable::parallel_for(
         0, p.out, std::max<int64_t>(1, kGrain / (p.in * taps)), [&](int64_t begin, int64_t end) {
           for (int64_t o = begin; o < end; ++o)
@@ -118,7 +118,7 @@ class Compact {
               char* const other = (char*)some + (o * p.in + c) * taps * size;
               std::memcpy(to_whole ? one : other, to_whole ? other : one, (size_t)(taps * size));
               for (int64_t t = 0; !all && t < taps; ++t)
-                if (!p.active(in.list[c], out.list[o], t))
+                if (!tap_is_active(g, in.list[c], out.list[o], t))
                   std::memset((to_whole ? one : other) + t * size, 0, (size_t)size);
             }
         });
@@ -160,15 +160,15 @@ class Compact {
 
 Tensor library_forward(const MaskedConv& g, const Tensor& input, const Tensor& weight,
                        const std::optional<Tensor>& bias, Isa isa) {
-  const LibraryConv p(g);
-  if (p.compact) return Compact(g, p).forward(input, weight);
+  const ActiveChannels p(g);
+  if (p.some) return Compact(g, p).forward(input, weight);
   return convolution(g.shape, input, masked_copy(g, weight, isa), bias);
 }
 
 Tensor library_input_grad(const MaskedConv& g, const Tensor& grad, const Tensor& weight, Isa isa) {
   const ConvShape& s = g.shape;
-  const LibraryConv p(g);
-  if (p.compact) return Compact(g, p).input_grad(grad, weight);
+  const ActiveChannels p(g);
+  if (p.some) return Compact(g, p).input_grad(grad, weight);
   // Its shape is all that is read of it.
   const Tensor input = empty_image(grad, s.batch, s.in, s.in_h, s.in_w);
   return convolution_backward(s, grad, input, masked_copy(g, weight, isa), true);
@@ -176,8 +176,8 @@ Tensor library_input_grad(const MaskedConv& g, const Tensor& grad, const Tensor&
 
 Tensor library_weight_grad(const MaskedConv& g, const Tensor& grad, const Tensor& input, Isa isa) {
   const ConvShape& s = g.shape;
-  const LibraryConv p(g);
-  if (p.compact) return Compact(g, p).weight_grad(grad, input);
+  const ActiveChannels p(g);
+  if (p.some) return Compact(g, p).weight_grad(grad, input);
   Tensor result =
       as_contiguous(convolution_backward(s, grad, input, empty_weight(grad, s.out, s.in / s.groups, s), false));
   MaskedGemm w = rows_of(g);

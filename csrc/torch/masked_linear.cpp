@@ -19,9 +19,9 @@ void run(MaskedGemm& problem) {
   Buffer once;
   Buffer& buffer = s.shared_bytes > kKeptBytes ? once : thread_shared();
   void* const shared = s.shared_bytes > 0 ? buffer.get(s.shared_bytes) : nullptr;
-  run_tasks(s.first.tasks(), 0, [&](int64_t task, void* scratch) { run_task(problem, s, 0, task, shared, scratch); });
-  run_tasks(s.grid.tasks(), s.scratch_bytes,
-            [&](int64_t task, void* scratch) { run_task(problem, s, 1, task, shared, scratch); });
+  const int64_t tasks[] = {s.first.tasks(), s.grid.tasks()};
+  run_phases(tasks, 2, s.scratch_bytes,
+             [&](int phase, int64_t task, void* scratch) { run_task(problem, s, phase, task, shared, scratch); });
 }
 
 // [..., columns] as a matrix: its shape in front of the last dimension is one dimension, `rows`.

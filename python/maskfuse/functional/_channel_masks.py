@@ -2,8 +2,8 @@
 
 Three ways to the same numbers. The plain one writes zeros into a copy of the input and runs the masked op on it. The
 compact one gathers the active channels of the samples, group after group of samples that share a mask, and of the
-weight, and runs torch's own product on what is left. For convolutions a kernel also reads each image's active channels
-where they lie. Which of them is fastest is estimated in multiply-adds: see `groups_of`.
+weight, and runs torch's own product on what is left. For convolutions in float32 and float64 a kernel reads each
+image's active channels where they lie instead. Which is fastest is estimated in multiply-adds: see `groups_of`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ _IMAGE_CALL = 1 << 23
 # What a multiply-add takes, in those of a dense convolution, of few images with fewer channels, and where channels are
 # read in place.
 _FEWER = 1.25
-_IN_PLACE = 1.5
+_IN_PLACE = 1.2
+# Images that the kernel reads in place: it computes in these, where torch may have faster units for half types.
+_IN_PLACE_TYPES = (torch.float32, torch.float64)
 
 
 class Groups(NamedTuple):
@@ -104,9 +106,8 @@ def groups_of(
     The compact way counts a multiply-add for each sample, position of the output and active weight, 32 for each element
     that it copies (active channels of the input and, where there are several groups, the output), 64 for each active
     weight of a group, 192 where the kernel is no single pixel, and 2^22 for each group (once where one product does
-    them all). For images it counts 1.25 for a multiply-add, output elements twice, and 2^23 for a group; reading
-    channels in place, which several masks on images may do, counts 1.5 for a multiply-add and nothing else. The plain
-    way counts the multiply-adds of all channels, less what the weight's own mask saves, and 32 for
+    them all). For images in half types it counts 1.25 for a multiply-add, output elements twice, and 2^23 for a group;
+    in others they are read in place, which counts 1.2 for a multiply-add and nothing else. The plain way counts the multiply-adds of all channels, less what the weight's own mask saves, and 32 for
     each element of the input. The compact way is taken only where values may be looked at: not in traced or
     transformed code, nor on other devices than the CPU.
 
@@ -131,10 +132,9 @@ def groups_of(
 
     image = weight.dim() == 4
     one_call, fewer = (_IMAGE_CALL, _FEWER) if image else (_CALL, 1)
-    in_place = math.inf
-    if image and channels.dim() == 2 and samples > 1:
-        in_place = _IN_PLACE * int(channels.sum()) * a_channel * positions + masked_copy
-    other: Literal["in place"] | None = "in place" if in_place < plain else None
+    if image and input.dtype in _IN_PLACE_TYPES:
+        active = int(channels.sum()) * (samples if channels.dim() == 1 else 1)
+        return "in place" if _IN_PLACE * active * a_channel * positions + masked_copy < plain else None
 
     members: dict[tuple[int, ...], list[int]] = {}
     if channels.dim() == 1 or samples == 1:
@@ -142,8 +142,8 @@ def groups_of(
     else:
         for sample, row in enumerate(torch.ops.maskfuse.mask_pack(channels).tolist()):
             members.setdefault(tuple(row), []).append(sample)
-            if len(members) * one_call > min(plain, in_place) and not pointwise:
-                return other
+            if len(members) * one_call > plain and not pointwise:
+                return None
         together = [sample for group in members.values() for sample in group]
         sizes = [len(group) for group in members.values()]
         order = None if together == list(range(samples)) else torch.tensor(together)
@@ -152,8 +152,6 @@ def groups_of(
     largest = max(counts)
     if largest == 0:
         return None
-    if len(sizes) == 1:
-        other = None
     batched = pointwise and 1 < len(sizes) == samples and min(counts) == largest
     outputs = samples * weight.shape[0] * positions if len(sizes) > 1 and not batched else 0
     compact = (
@@ -163,8 +161,8 @@ def groups_of(
         + masked_copy
         + (1 if batched else len(sizes)) * one_call
     )
-    if compact >= min(plain, in_place if other else plain):
-        return other
+    if compact >= plain:
+        return None
     index = _channels.active_first(patterns)[:, :largest].contiguous()
     return Groups(order, sizes, counts, index, batched)
 

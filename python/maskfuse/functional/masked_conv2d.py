@@ -62,7 +62,8 @@ def _of_channels(
         return _kernels(_channel_masks.zeroed(images, channels, 2), weight, mask, bias, geometry, packed)
     dense = _channel_masks.effective_weight(weight, mask)
     if groups == "in place":
-        return ops.gathered_conv2d(images, dense, torch.ops.maskfuse.mask_pack(channels), bias, *geometry[:3])
+        bits = torch.ops.maskfuse.mask_pack(channels.reshape(-1, channels.shape[-1]))
+        return ops.gathered_conv2d(images, dense, bits, bias, *geometry[:3])
 
     def product(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
         return F.conv2d(x, w, b, *geometry)
@@ -96,11 +97,11 @@ def masked_conv2d(
     convolution, which runs on a masked copy of the weight where that is faster, in groups, and for a floating mask.
 
     With `channels` it is the convolution of `where(channels, input, 0)`: inactive channels contribute nothing even when
-    they are NaN, and their gradient is exactly 0. A kernel reads each image's channels where they lie, or images with
-    the same channels are computed together on those alone, or the input is zeroed, whichever is estimated to be
-    fastest: 1.5 for a multiply-add that is read in place, against 1.25 for one of a group, 32 for each element copied,
-    64 for each active weight of a group (192 for kernels larger than a pixel) and 2^23 for each group, against 1 for
-    each multiply-add of all channels. The input is zeroed in traced and transformed code, on other
+    they are NaN, and their gradient is exactly 0. A kernel reads each image's channels where they lie (float32 and
+    float64), or images with the same channels are computed together on those alone (half types), or the input is
+    zeroed, whichever is estimated to be faster: 1.2 for a multiply-add that is read in place; 1.25 for one of a group,
+    32 for each element copied, 64 for each active weight of a group (192 for kernels larger than a pixel) and 2^23 for
+    each group; 1 for each multiply-add of all channels. The input is zeroed in traced and transformed code, on other
     devices than the CPU, and in groups.
 
     Args:

@@ -1,7 +1,8 @@
 """`gathered_conv2d`: the convolution of channels that each image chooses, and its two gradients.
 
-It is the convolution of `where(channels, input, 0)`, with `channels` as bits, int32 `[batch, words(in)]`. The three ops
-are closed under differentiation: every gradient of one is another of the three.
+It is the convolution of `where(channels, input, 0)`, with `channels` as bits, int32 `[batch, words(in)]`, or
+`[1, words(in)]` for the same of every image. The three ops are closed under differentiation: every gradient of one is
+another of the three.
 """
 
 from __future__ import annotations
