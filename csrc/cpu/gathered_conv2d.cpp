@@ -15,12 +15,8 @@ constexpr int64_t kSumBytes = 512 << 10;
 constexpr int64_t kMostPixels = 448, kLeastPixels = 56;
 // Pixels of a tile of weight_grad: three blocks of them fit the first-level cache.
 constexpr int64_t kGradPixels = 196;
-// Columns of the weight, channels x taps, that are summed at once: two blocks of them fit half of the first-level
-// cache.
-constexpr int64_t kColumns = 144;
-// Columns that weight_grad stages at once: enough for the gradient to be staged seldom. Its tasks, whatever the number
-// of threads, for sums to be the same; and partial sums at most.
-constexpr int64_t kGradColumns = 576, kGradTasks = 12, kGradSlices = 8;
+// Tasks of weight_grad, whatever the number of threads, for sums to be the same; and partial sums at most.
+constexpr int64_t kGradTasks = 12, kGradSlices = 8;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -98,7 +94,7 @@ GatheredSchedule schedule(const GatheredConv& problem, Isa isa, int threads) {
     s.scratch_bytes = std::numeric_limits<size_t>::max();  // dilations of more pixels than are worth staging
     return s;
   }
-  s.lists_at = scratch.add((3 * c.in + 2 * c.out) * 4);
+  s.lists_at = scratch.add((3 * c.in + 2 * c.out + 8) * 4);
   // Odd numbers of lines from channel to channel spread over all of the cache.
   s.plane = (ceil_div(t.positions() + lanes, lanes) | 1) * lanes;
   if (grad) {

@@ -57,6 +57,11 @@ struct GatheredSchedule {
   size_t lists_at, places_at, own_lanes_at, input_at, own_sums_at, fill_at, scratch_bytes;
 };
 
+// Columns of the weight, channels x taps, that are summed at once: two blocks of them fit half of the first-level
+// cache.
+inline constexpr int64_t kColumns = 144;
+// Those that a task of weight_grad stages: enough for the gradient to be staged seldom.
+inline constexpr int64_t kGradColumns = 576;
 // Blocks of output channels whose sums weight_grad has in registers.
 inline constexpr int kGradBlocks = 3;
 

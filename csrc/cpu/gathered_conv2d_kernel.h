@@ -25,7 +25,7 @@ template <class V>
 struct Sum {
   using S = typename V::S;
   const S* input;
-  int64_t plane, taps, count;
+  int64_t channel_step, pixel_step, taps, count;  // pixel_step is 1, or channel_step is
   const int64_t* tap_at;
   const int32_t* slots;  // where in `weights` a channel is
   const S* weights[2];
@@ -33,7 +33,8 @@ struct Sum {
   S* sums[2];
 };
 
-template <class V, int kPixels, int kBlocks>
+// kRows: pixels of a channel lie side by side, not a pixel's channels.
+template <class V, int kPixels, int kBlocks, bool kRows>
 __attribute__((noinline)) static void sum_pixels(const Sum<V>& s) {
   using Reg = typename V::Reg;
   constexpr int W = V::W;
@@ -43,16 +44,17 @@ __attribute__((noinline)) static void sum_pixels(const Sum<V>& s) {
 #pragma GCC unroll 16
     for (int p = 0; p < kPixels; ++p) sum[b][p] = V::load(s.start[0] ? s.start[b] : s.sums[b] + p * W);
   for (int64_t i = 0; i < s.count; ++i) {
-    const typename V::S* const channel = s.input + i * s.plane;
+    const typename V::S* const channel = s.input + i * s.channel_step;
     const int64_t at = s.slots[i] * s.taps * W;
     for (int64_t t = 0; t < s.taps; ++t) {
-      const typename V::S* const from = channel + s.tap_at[t];
+      const typename V::S* from = channel + s.tap_at[t];
       Reg weight[kBlocks];
 #pragma GCC unroll 2
       for (int b = 0; b < kBlocks; ++b) weight[b] = V::load(s.weights[b] + at + t * W);
 #pragma GCC unroll 16
       for (int p = 0; p < kPixels; ++p) {
-        const Reg pixel = V::set1(from[p]);
+        const Reg pixel = V::set1(kRows ? from[p] : *from);
+        if constexpr (!kRows) from += s.pixel_step;
 #pragma GCC unroll 2
         for (int b = 0; b < kBlocks; ++b) sum[b][p] = V::fma(pixel, weight[b], sum[b][p]);
       }
@@ -66,12 +68,12 @@ __attribute__((noinline)) static void sum_pixels(const Sum<V>& s) {
 
 template <class V>
 struct SumTable {
-  void (*of[kMostTogether<V>][2])(const Sum<V>&);
+  void (*of[kMostTogether<V>][2])(const Sum<V>&);  // [pixels - 1][blocks - 1]
 };
 
-template <class V, int... kLess>
+template <class V, bool kRows, int... kLess>
 static constexpr SumTable<V> sum_table(std::integer_sequence<int, kLess...>) {
-  return {{{sum_pixels<V, kLess + 1, 1>, sum_pixels<V, kLess + 1, 2>}...}};
+  return {{{sum_pixels<V, kLess + 1, 1, kRows>, sum_pixels<V, kLess + 1, 2, kRows>}...}};
 }
 
 // What lies where in a task's memory.
@@ -80,12 +82,14 @@ struct TileMemory {
   using S = typename V::S;
   int32_t *reads, *slots, *slot_of, *writes;
   void* places;
+  int32_t* groups;
   S *own_lanes, *input, *sums, *fill;
 
   TileMemory(const ConvShape& c, const GatheredSchedule& s, void* scratch) {
     char* const at = (char*)scratch;
     reads = (int32_t*)(at + s.lists_at), slots = reads + c.in, slot_of = slots + c.in, writes = slot_of + c.in;
     places = at + s.places_at;
+    groups = writes + c.out;
     own_lanes = (S*)(at + s.own_lanes_at), input = (S*)(at + s.input_at);
     sums = (S*)(at + s.own_sums_at), fill = (S*)(at + s.fill_at);
   }
@@ -198,7 +202,8 @@ static void tile_task(const GatheredConv& problem, const GatheredSchedule& s, in
                       void* scratch) {
   using S = typename V::S;
   constexpr int W = V::W;
-  static constexpr SumTable<V> kSums = sum_table<V>(std::make_integer_sequence<int, kMostTogether<V>>{});
+  using Lengths = std::make_integer_sequence<int, kMostTogether<V>>;
+  static constexpr SumTable<V> kSums[2] = {sum_table<V, false>(Lengths{}), sum_table<V, true>(Lengths{})};
   MaskedConv g = gathered_form(problem);
   const ConvShape& c = g.shape;
   const TileMemory<V> m(c, s, scratch);
@@ -223,11 +228,19 @@ static void tile_task(const GatheredConv& problem, const GatheredSchedule& s, in
   for (int64_t i = 0; i < blocks * W; ++i)
     start[i] = i < writes && g.bias ? (S)widen((const T*)g.bias + m.writes[i]) : S(0);
   const int64_t groups = ceil_div(w.out_columns, kMostTogether<V>);
+  // Staged as they lie: rows of a channel, or channels of a pixel.
+  const bool rows = g.input.c != 1 || g.input.x == 1;
+  const int64_t pixel_step = rows ? 1 : s.chunk;
+  for (int64_t t = 0; t < taps; ++t) w.tap_at[t] *= pixel_step;
   for (int64_t from = 0; from == 0 || from < reads; from += s.chunk) {
     Sum<V> sum{};
     sum.count = min64(s.chunk, reads - from);
-    stage_channels<V, T>(g.input, w, m.reads + from, sum.count, c.in, s.plane, m.input);
-    sum.plane = s.plane, sum.taps = taps, sum.tap_at = w.tap_at, sum.slots = m.slots + from;
+    if (rows)
+      stage_channels<V, T>(g.input, w, m.reads + from, sum.count, c.in, s.plane, m.input);
+    else
+      stage_pixels<V, T>(g.input, w, m.reads + from, sum.count, c.in, s.chunk, m.input);
+    sum.channel_step = rows ? s.plane : 1, sum.pixel_step = pixel_step, sum.taps = taps;
+    sum.tap_at = w.tap_at, sum.slots = m.slots + from;
     for (int64_t b = 0; b < blocks; b += 2) {
       const int both = b + 1 < blocks;
       for (int i = 0; i <= both; ++i) {
@@ -237,13 +250,13 @@ static void tile_task(const GatheredConv& problem, const GatheredSchedule& s, in
       for (int64_t row = 0; row < w.out_rows; ++row)
         for (int64_t k = 0; k < groups; ++k) {
           const int64_t begin = k * w.out_columns / groups, end = (k + 1) * w.out_columns / groups;
-          sum.input = m.input + row * w.columns + begin;
+          sum.input = m.input + (row * w.columns + begin) * pixel_step;
           for (int i = 0; i <= both; ++i) sum.sums[i] = m.sums + ((b + i) * pixels + row * w.out_columns + begin) * W;
-          kSums.of[end - begin - 1][both](sum);
+          kSums[rows].of[end - begin - 1][both](sum);
         }
     }
   }
-  unstage<V, T>(g.output, w, m.writes, writes, c.out, (const T*)g.bias, pixels, m.sums, m.fill);
+  unstage<V, T>(g.output, w, m.writes, writes, c.out, (const T*)g.bias, pixels, m.sums, m.fill, m.groups);
 }
 
 }  // namespace

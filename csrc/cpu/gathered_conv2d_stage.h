@@ -124,14 +124,6 @@ static inline void store_pixels(T* to, int64_t step, int n, typename V::Reg valu
   for (int j = 0; j < n; ++j) V::store_n(to + j * step, V::set1(line[j]), 1);
 }
 
-// W pixels of W channels side by side, from channel `c` on, in the lanes of pixels.
-template <class V, class T>
-static inline void transposed(const T* row, const int64_t* column_at, int64_t columns, int width, typename V::Reg* r) {
-  for (int i = 0; i < V::W; ++i)
-    r[i] = i < columns && column_at[i] != kOutside ? V::load_n(row + column_at[i], width) : V::zero();
-  V::transpose(r);
-}
-
 // Channels list[0, count) of the window, one behind another: [channel][row][column].
 template <class V, class T>
 static void stage_channels(const Image& image, const Window& w, const int32_t* list, int64_t count, int64_t channels,
@@ -145,7 +137,7 @@ static void stage_channels(const Image& image, const Window& w, const int32_t* l
                          to + i * plane + row * w.columns);
     return;
   }
-  // Channels lie side by side: W of them at a time, for those that are chosen.
+  // Channels lie side by side: W of them and W pixels at a time, for those that are chosen.
   for (int64_t i = 0, end; i < count; i = end) {
     const int64_t group = list[i] / W * W;
     for (end = i + 1; end < count && list[end] < group + W;) ++end;
@@ -153,13 +145,51 @@ static void stage_channels(const Image& image, const Window& w, const int32_t* l
     for (int64_t row = 0; row < w.rows; ++row)
       for (int64_t k = 0; k < w.columns; k += W) {
         typename V::Reg r[W];
-        if (w.row_at[row] == kOutside)
-          for (int j = 0; j < W; ++j) r[j] = V::zero();
-        else
-          transposed<V, T>(data + w.row_at[row] + group, w.column_at + k, w.columns - k, width, r);
+        const bool outside = w.row_at[row] == kOutside;
+        for (int64_t j = 0; j < W; ++j)
+          r[j] = outside || k + j >= w.columns || w.column_at[k + j] == kOutside
+                     ? V::zero()
+                     : V::load_n(data + w.row_at[row] + w.column_at[k + j] + group, width);
+        V::transpose(r);
         for (int64_t j = i; j < end; ++j) V::store(to + j * plane + row * w.columns + k, r[list[j] - group]);
       }
   }
+}
+
+// Some of W channels that lie side by side: from which on, and which of them.
+struct Piece {
+  int32_t channel;
+  uint32_t bits;
+};
+
+// The same of an image whose channels lie side by side, in their order, count <= kGradColumns: [row][column][channel],
+// `step` from pixel to pixel. The vectors that are stored may run over the end.
+template <class V, class T>
+static void stage_pixels(const Image& image, const Window& w, const int32_t* list, int64_t count, int64_t channels,
+                         int64_t step, typename V::S* to) {
+  constexpr int W = V::W;
+  Piece pieces[kGradColumns];
+  int used = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    if (used == 0 || list[i] >= pieces[used - 1].channel + W) pieces[used++] = {list[i], 0};
+    pieces[used - 1].bits |= 1u << (list[i] - pieces[used - 1].channel);
+  }
+  const T* const data = (const T*)image.data;
+  for (int64_t row = 0; row < w.rows; ++row)
+    for (int64_t k = 0; k < w.columns; ++k, to += step) {
+      if (w.row_at[row] == kOutside || w.column_at[k] == kOutside) {
+        for (int64_t i = 0; i < count; i += W) V::store(to + i, V::zero());
+        continue;
+      }
+      const T* const from = data + w.row_at[row] + w.column_at[k];
+      typename V::S* next = to;
+      for (int p = 0; p < used; ++p) {
+        const auto some = V::load_n(from + pieces[p].channel, (int)min64(W, channels - pieces[p].channel));
+        const bool leading = (pieces[p].bits & (pieces[p].bits + 1)) == 0;
+        V::store(next, leading ? some : V::compress(some, pieces[p].bits));
+        next += __builtin_popcount(pieces[p].bits);
+      }
+    }
 }
 
 // Pixels of the window's tile in the result's image, in lanes of channels list[0, count), count <= W: [pixel][lane].
@@ -170,15 +200,13 @@ static void stage_block(const Image& image, const Window& w, const int32_t* list
   const T* const data = (const T*)image.data + w.row0 * image.y + w.column0 * image.x;
   if (image.c == 1 && image.x != 1) {
     // A pixel's channels side by side: pieces of W, which of a piece, and their lanes.
-    struct Piece {
-      int64_t channel;
-      uint32_t bits, lanes;
-    } pieces[W];
+    Piece pieces[W];
+    uint32_t lanes[W];
     int used = 0;
     for (int i = 0; i < count; ++i) {
-      if (used == 0 || list[i] >= pieces[used - 1].channel + W) pieces[used++] = {list[i], 0, 0};
+      if (used == 0 || list[i] >= pieces[used - 1].channel + W) pieces[used] = {list[i], 0}, lanes[used++] = 0;
       pieces[used - 1].bits |= 1u << (list[i] - pieces[used - 1].channel);
-      pieces[used - 1].lanes |= 1u << i;
+      lanes[used - 1] |= 1u << i;
     }
     for (int64_t row = 0; row < w.out_rows; ++row)
       for (int64_t k = 0; k < w.out_columns; ++k, to += W) {
@@ -186,7 +214,7 @@ static void stage_block(const Image& image, const Window& w, const int32_t* list
         for (int p = 0; p < used; ++p) {
           const T* const from = data + row * image.y + k * image.x + pieces[p].channel;
           const auto some = V::load_n(from, (int)min64(W, channels - pieces[p].channel));
-          sum = V::add(sum, V::expand(V::compress(some, pieces[p].bits), pieces[p].lanes));
+          sum = V::add(sum, V::expand(V::compress(some, pieces[p].bits), lanes[p]));
         }
         V::store(to, sum);
       }
@@ -205,28 +233,36 @@ static void stage_block(const Image& image, const Window& w, const int32_t* list
 }
 
 // Sums [block][pixel][lane] of channels list[0, count) to the window's pixels of the result. Other channels become
-// `fill`, which is null for zeros; `memory` is for a row of pixels.
+// `fill`, which is null for zeros; `memory` and `groups` are for a pixel.
 template <class V, class T>
 static void unstage(const Image& image, const Window& w, const int32_t* list, int64_t count, int64_t channels,
-                    const T* fill, int64_t pixels, const typename V::S* sums, typename V::S* memory) {
+                    const T* fill, int64_t pixels, const typename V::S* sums, typename V::S* memory, int32_t* groups) {
   using S = typename V::S;
   constexpr int W = V::W;
   T* const data = (T*)image.data + w.row0 * image.y + w.column0 * image.x;
   if (image.c == 1 && image.x != 1) {
-    // A pixel's channels side by side, then to their places.
-    S *const row = memory, *const rest = memory + channels + 2 * W;
+    // A pixel's chosen channels side by side, then vectors of them to their places among the others.
+    S *const one = memory, *const rest = memory + channels + 2 * W;
     for (int64_t c = 0; c < channels; ++c) rest[c] = fill ? widen(fill + c) : 0;
     for (int64_t i = 0; i < count; ++i) rest[list[i]] = 0;
+    for (int64_t c = 0, i = 0; c < channels; c += W, groups += 2) {
+      groups[0] = (int32_t)i, groups[1] = 0;
+      while (i < count && list[i] < c + W) groups[1] |= 1 << (list[i++] - c);
+    }
+    groups -= ceil_div(channels, W) * 2;
     for (int64_t p = 0; p < w.out_rows * w.out_columns; ++p) {
-      for (int64_t b = 0; b * W < count; ++b) V::store(row + b * W, V::load(sums + (b * pixels + p) * W));
       T* const to = data + p / w.out_columns * image.y + p % w.out_columns * image.x;
-      for (int64_t c = 0, i = 0; c < channels; c += W) {
+      for (int64_t b = 0; b * W < count; ++b) {
+        const auto block = V::load(sums + (b * pixels + p) * W);
+        if (count == channels)
+          V::store_n(to + b * W, block, (int)min64(W, channels - b * W));
+        else
+          V::store(one + b * W, block);
+      }
+      for (int64_t c = 0, i = 0; c < channels && count < channels; c += W, i += 2) {
         const int width = (int)min64(W, channels - c);
-        uint32_t bits = 0;
-        int64_t end = i;
-        while (end < count && list[end] < c + W) bits |= 1u << (list[end++] - c);
-        V::store_n(to + c, V::add(V::expand(V::load(row + i), bits), V::load_n(rest + c, width)), width);
-        i = end;
+        const auto some = V::expand(V::load(one + groups[i]), (uint32_t)groups[i + 1]);
+        V::store_n(to + c, V::add(some, V::load_n(rest + c, width)), width);
       }
     }
     return;

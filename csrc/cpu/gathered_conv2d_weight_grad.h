@@ -137,15 +137,21 @@ static void grad_sums_task(const GatheredConv& problem, const GatheredSchedule& 
     // Single pixels without borders are read where they lie.
     const bool in_place = sizeof(T) == sizeof(S) && taps == 1 && (c.pad_h | c.pad_w) == 0 && input.x == 1;
     sum.input_row = in_place ? c.stride_h * input.y : w.columns, sum.input_step = in_place ? c.stride_w : 1;
-    if (!in_place) stage_channels<V, T>(input, w, m.reads, reads, c.in, s.plane, m.input);
+    const bool by_pixel = taps == 1 && input.c == 1 && input.x != 1;
+    if (by_pixel) sum.input_row = w.columns * s.chunk, sum.input_step = s.chunk;
+    if (by_pixel)
+      stage_pixels<V, T>(input, w, m.reads, reads, c.in, s.chunk, m.input);
+    else if (!in_place)
+      stage_channels<V, T>(input, w, m.reads, reads, c.in, s.plane, m.input);
     for (int64_t b = 0; b < blocks; ++b) sum.grad[b] = m.grad + b * pixels * W;
     for (int64_t b = 0; b < blocks; ++b) sum.sums[b] = sums(b, 0);
     for (int64_t k = 0, step; k < reads * taps; k += step) {
       for (step = kPairs<V>; step > reads * taps - k;) step /= 2;
       for (int64_t j = 0; j < step; ++j) {
         const int64_t channel = (k + j) / taps, tap = (k + j) % taps;
-        sum.input[j] = in_place ? (const S*)input.data + m.reads[channel] * input.c + w.row_at[0] + w.column_at[0]
-                                : m.input + channel * s.plane + w.tap_at[tap];
+        sum.input[j] = in_place   ? (const S*)input.data + m.reads[channel] * input.c + w.row_at[0] + w.column_at[0]
+                       : by_pixel ? m.input + channel + w.tap_at[tap] * s.chunk
+                                  : m.input + channel * s.plane + w.tap_at[tap];
         sum.at[j] = (m.slots[channel] * taps + tap) * W;
       }
       if (blocks == 3)

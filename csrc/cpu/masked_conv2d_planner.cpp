@@ -14,13 +14,13 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 // Nanoseconds on one core, in the order of `Rate`; a phase's and a call's on the whole call. Measured on the machine of
-// masked_linear_planner.cpp's table by bench/calibrate.py --op masked_conv2d, where choosing by them took 1 % longer
-// than the best choice (AVX2: 1 %). A lane is a line of 64 bytes here, and `moved` an element of the library's
+// masked_linear_planner.cpp's table by bench/calibrate.py --op masked_conv2d, where choosing by them took 2 % longer
+// than the best choice (AVX2: 2 %). A lane is a line of 64 bytes here, and `moved` an element of the library's
 // activations.
 // clang-format off
 //                           phase  weight product lane  value down  long  entry single shared sample tile  result call    library read   moved
-constexpr double kAvx512[] = {19200, 22.5,  0.205,  4.21, 1.64, 2.67, 1.80, 1.91, 0.333, 0.782, 0.435, 2.68,  0.344, 119000, 0.757, 0.684, 0.495};
-constexpr double kAvx2[]   = {19600, 15.9,  0.186,  6.36, 1.49, 2.59, 1.91, 2.14, 0.448, 1.810, 0.610, 0.799, 0.387, 125000, 0.773, 0.736, 0.590};
+constexpr double kAvx512[] = {27800, 23.6,  0.213,  4.59, 1.76, 2.75, 1.86, 1.85, 0.340, 0.799, 0.450, 2.58,  0.371, 163000, 0.773, 0.793, 0.582};
+constexpr double kAvx2[]   = {27500, 16.1,  0.193,  6.34, 1.54, 2.62, 1.99, 2.16, 0.459, 1.810, 0.627, 0.469, 0.438, 159000, 0.823, 0.822, 0.553};
 // clang-format on
 static_assert(sizeof(kAvx512) / sizeof(double) == kRates && sizeof(kAvx2) / sizeof(double) == kRates);
 

@@ -13,9 +13,9 @@ namespace maskfuse {
 // The channels with an active weight, where the mask is whole rows and columns: what Kernel::library and Kernel::direct
 // compute of it. Else all channels.
 struct ActiveChannels {
-  bool some;        // fewer than all, and their kernels are
-  bool all_taps;    // active in all taps
-  int64_t in, out;  // how many
+  bool some;                   // fewer than all, and their kernels are
+  bool all_taps;               // active in all taps
+  int64_t in, out;             // how many
   std::vector<uint32_t> bits;  // of the input's, then, a word begun, of the output's
 
   explicit ActiveChannels(const MaskedConv& problem);

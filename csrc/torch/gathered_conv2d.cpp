@@ -20,7 +20,8 @@ Tensor chosen(const Tensor& image, const Tensor& bits) {
   const Indices list = indices(from.samples * from.channels);
   for (int64_t n = 0; n < from.samples; ++n)
     for (int64_t c = 0; c < from.channels; ++c)
-      list[n * from.channels + c] = at[(words.size(0) == 1 ? 0 : n) * ld + c / 32] >> (c % 32) & 1 ? (int32_t)c : kNoChannel;
+      list[n * from.channels + c] =
+          at[(words.size(0) == 1 ? 0 : n) * ld + c / 32] >> (c % 32) & 1 ? (int32_t)c : kNoChannel;
   ChannelCopy copy;
   Tensor result = result_of(from, from.samples, from.channels, &copy);
   if (filled_with_zero(from, copy)) return result;
@@ -34,15 +35,15 @@ bool run(GatheredConv& g, const Tensor& bits) {
   const GatheredTasks tasks = gathered_conv2d_tasks(isa_in_use(), g.conv.dtype, g.conv.pass);
   if (!tasks.phases[0] || g.conv.shape.pixels() == 0 || g.conv.shape.in == 0 || g.conv.shape.out == 0) return false;
   const Tensor words = as_contiguous(bits);
-  g.in_channels = (const uint32_t*)words.const_data_ptr(), g.in_ld = words.size(0) == 1 ? 0 : mask_words(g.conv.shape.in);
+  g.in_channels = (const uint32_t*)words.const_data_ptr(),
+  g.in_ld = words.size(0) == 1 ? 0 : mask_words(g.conv.shape.in);
   const GatheredSchedule s = schedule(g, isa_in_use(), (int)torch::stable::get_num_threads());
   if (!fits(s)) return false;
   Buffer once;
   Buffer& buffer = s.shared_bytes > kKeptBytes ? once : thread_shared();
   void* const shared = s.shared_bytes > 0 ? buffer.get(s.shared_bytes) : nullptr;
-  run_phases(s.tasks, 2, s.scratch_bytes, [&](int phase, int64_t index, void* scratch) {
-    tasks.phases[phase](g, s, index, shared, scratch);
-  });
+  run_phases(s.tasks, 2, s.scratch_bytes,
+             [&](int phase, int64_t index, void* scratch) { tasks.phases[phase](g, s, index, shared, scratch); });
   return true;
 }
 

@@ -182,7 +182,8 @@ std::string masked_conv2d_candidates(std::string pass, Ints input_size, Ints ker
   attach_bits(g, keep, bits, plan, g.shape.out, g.shape.columns(), kOp, g.shape.taps());
   if (g.pass == Pass::forward) attach_ordered(g, keep, plan, type, kOp);
   Candidate list[kMostCandidates];
-  return describe_candidates(list, candidates(g, ActiveChannels(g), isa_in_use(), (int)torch::stable::get_num_threads(), list));
+  return describe_candidates(
+      list, candidates(g, ActiveChannels(g), isa_in_use(), (int)torch::stable::get_num_threads(), list));
 }
 
 void prefer_masked_conv2d_kernel(std::string name) {

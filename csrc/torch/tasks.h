@@ -18,10 +18,10 @@ inline constexpr int kSpins = 2000;
 
 inline constexpr int kMostPhases = 3;
 
-// Calls run(phase, task, scratch) for the tasks of each phase, [0, tasks[phase]), those of a phase after all of the phase
-// before. Each thread begins with a part of its own, the same in every call: what one op wrote is in the cache of the
-// core that will read it in the next. Then it helps others, task by task, so that one with more to do holds nobody up.
-// Each has `scratch_bytes` to itself.
+// Calls run(phase, task, scratch) for the tasks of each phase, [0, tasks[phase]), those of a phase after all of the
+// phase before. Each thread begins with a part of its own, the same in every call: what one op wrote is in the cache of
+// the core that will read it in the next. Then it helps others, task by task, so that one with more to do holds nobody
+// up. Each has `scratch_bytes` to itself.
 //
 // Threads are woken once for all phases. Between them a thread waits for tasks that others have begun, never for a
 // thread that may not have started: those that run do what there is.
