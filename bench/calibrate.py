@@ -8,6 +8,7 @@ what choosing by them costs against the best choice.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy
 import timing  # first: it pins the threads before torch starts them
@@ -23,9 +24,10 @@ LINEAR = [
     for shape in [(256, 512), (1024, 1024), (4096, 1024), (768, 3072), (1000, 2000)]
     for batch in [1, 8, 12, 16, 37, 64, 197, 512]
 ]
-# out, in, height and width, kernel, stride, batch
+# out, in, height and width, kernel, stride, batch, memory format: the planner is to do in both
+FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 CONV = [
-    (*shape, batch)
+    (*shape, batch, memory_format)
     for shape in [
         (64, 64, 56, 3, 1),
         (256, 256, 14, 3, 1),
@@ -37,6 +39,7 @@ CONV = [
         (512, 256, 28, 1, 2),
     ]
     for batch in [1, 8]
+    for memory_format in FORMATS
 ]
 
 Call = Callable[[], object]
@@ -56,20 +59,24 @@ def linear_case(problem: tuple[int, ...], mask_of: Callable[[tuple[int, ...]], M
     return {name: (OPS.masked_linear_candidates(name, *about), call) for name, call in calls.items()}
 
 
-def conv_case(problem: tuple[int, ...], mask_of: Callable[[tuple[int, ...]], Mask]) -> dict[str, tuple[str, Call]]:
+def conv_case(problem: tuple[Any, ...], mask_of: Callable[[tuple[int, ...]], Mask]) -> dict[str, tuple[str, Call]]:
     """The same of a convolution that keeps the image's size, or divides it by its stride."""
-    out, inp, size, kernel, stride, batch = problem
+    out, inp, size, kernel, stride, batch, name = problem
+    placed = {"memory_format": FORMATS[name]}
     mask = mask_of((out, inp, kernel, kernel))
     geometry = ([stride] * 2, [kernel // 2] * 2, [1, 1], 1)
-    x, w = torch.randn(batch, inp, size, size), torch.randn(mask.shape)
-    g = torch.randn(batch, out, -(-size // stride), -(-size // stride))
+    x, w = torch.randn(batch, inp, size, size).to(**placed), torch.randn(mask.shape)
+    g = torch.randn(batch, out, -(-size // stride), -(-size // stride)).to(**placed)
     calls = {
         "forward": lambda: OPS.masked_conv2d(x, w, mask.bits, mask.plan, None, *geometry),
         "input_grad": lambda: OPS.masked_conv2d_input_grad(g, w, mask.bits, mask.plan, [size] * 2, *geometry),
         "weight_grad": lambda: OPS.masked_conv2d_weight_grad(g, x, mask.bits, mask.plan, [kernel] * 2, *geometry),
     }
     about = ([batch, inp, size, size], [kernel] * 2, mask.bits, mask.plan, *geometry, torch.float32)
-    return {name: (OPS.masked_conv2d_candidates(name, *about), call) for name, call in calls.items()}
+    last = name == "channels_last"
+    return {
+        direction: (OPS.masked_conv2d_candidates(direction, *about, last), call) for direction, call in calls.items()
+    }
 
 
 FAMILIES = {

@@ -42,6 +42,7 @@ struct MaskedConv {
   const Packed* packed;  // or null; forward only
   const void* bias;      // [out] or null; forward only
   bool library;          // whoever runs the problem has a library's convolution at hand
+  bool channels_last;    // of images: the library works on these as they are, for estimates
 
   static constexpr size_t kPlanned = 3;  // tensors of an op's plan with a packed weight
 };

@@ -14,13 +14,13 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 // Nanoseconds on one core, in the order of `Rate`; a phase's and a call's on the whole call. Measured on the machine of
-// masked_linear_planner.cpp's table by bench/calibrate.py --op masked_conv2d, where choosing by them took 2 % longer
-// than the best choice (AVX2: 2 %). A lane is a line of 64 bytes here, and `moved` an element of the library's
+// masked_linear_planner.cpp's table by bench/calibrate.py --op masked_conv2d, where choosing by them took 4 % longer
+// than the best choice (AVX2: 3 %). A lane is a line of 64 bytes here, and `moved` an element of the library's
 // activations.
 // clang-format off
 //                           phase  weight product lane  value down  long  entry single shared sample tile  result call    library read   moved
-constexpr double kAvx512[] = {27800, 23.6,  0.213,  4.59, 1.76, 2.75, 1.86, 1.85, 0.340, 0.799, 0.450, 2.58,  0.371, 163000, 0.773, 0.793, 0.582};
-constexpr double kAvx2[]   = {27500, 16.1,  0.193,  6.34, 1.54, 2.62, 1.99, 2.16, 0.459, 1.810, 0.627, 0.469, 0.438, 159000, 0.823, 0.822, 0.553};
+constexpr double kAvx512[] = {24000, 24.7,  0.221,  4.31, 1.87, 2.74, 1.70, 2.65, 0.346, 0.871, 0.495, 3.93,  0.383, 138000, 0.876, 0.880, 0.608};
+constexpr double kAvx2[]   = {26600, 17.5,  0.203,  5.03, 1.81, 3.03, 1.98, 3.03, 0.456, 1.970, 0.658, 1.12,  0.467, 151000, 0.889, 0.979, 0.604};
 // clang-format on
 static_assert(sizeof(kAvx512) / sizeof(double) == kRates && sizeof(kAvx2) / sizeof(double) == kRates);
 
@@ -47,16 +47,20 @@ Work library_work(const MaskedConv& g, const ActiveChannels& p) {
     w.count[kLibrary] = (double)c.pixels() * (double)(p.in * p.out * c.taps()) / 4 / vector * (cost == 0 ? 4 : cost);
     w.count[g.pass == Pass::weight_grad ? kResult : kRead] =
         g.pass == Pass::weight_grad ? weights : (double)(p.in * p.out * c.taps());
-    w.count[kMoved] = 2 * least + (g.pass == Pass::forward      ? (double)c.out * out
-                                   : g.pass == Pass::input_grad ? (double)c.in * in
-                                                                : 0);
+    w.count[kMoved] = (g.channels_last ? 1 : 2) * least + (g.pass == Pass::forward      ? (double)c.out * out
+                                                           : g.pass == Pass::input_grad ? (double)c.in * in
+                                                                                        : 0);
     return w;
   }
   w.count[kCall] = 1;
   // Depthwise convolutions are bound by memory; no fast kernel is better than none.
   w.count[kLibrary] = (double)c.pixels() * weights / 4 / vector * (cost == 0 ? 4 : cost);
   w.count[g.pass == Pass::weight_grad ? kResult : kRead] = weights;
-  w.count[kMoved] = (double)c.batch * (double)(c.in * c.in_h * c.in_w + c.out * c.out_h * c.out_w);
+  // Activations that are not as it works on them, or the weight's gradient where they are.
+  if (!g.channels_last)
+    w.count[kMoved] = (double)c.batch * (double)(c.in * c.in_h * c.in_w + c.out * c.out_h * c.out_w);
+  else if (g.pass == Pass::weight_grad)
+    w.count[kMoved] = weights;
   return w;
 }
 

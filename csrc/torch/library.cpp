@@ -99,7 +99,8 @@ STABLE_TORCH_LIBRARY(maskfuse, m) {
   m.def("masked_conv2d_pack(Tensor weight, Tensor bits, Tensor[] plan) -> Tensor[]");
   m.def(
       "masked_conv2d_candidates(str direction, int[] input_size, int[] kernel_size, Tensor bits, Tensor[] plan,"
-      " int[] stride, int[] padding, int[] dilation, int groups, ScalarType dtype) -> str");
+      " int[] stride, int[] padding, int[] dilation, int groups, ScalarType dtype,"
+      " bool channels_last) -> str");
   m.def("prefer_masked_conv2d_kernel(str name) -> ()");
 
   m.def("cpu_level() -> str");

@@ -61,6 +61,7 @@ Tensor forward(const char* op, const Tensor& input, const Tensor& weight, const 
   g.library = true;
   const Tensor x = as_image(input);
   g.input = image_of(x);  // the schedule knows where pixels lie
+  g.channels_last = is_channels_last(x);
   const ConvSchedule s = schedule(g, isa_in_use(), (int)torch::stable::get_num_threads());
   if (s.kernel == Kernel::library) return library_forward(g, input, w, bias, s.isa);
   Tensor out = empty_image(input, g.shape.batch, g.shape.out, g.shape.out_h, g.shape.out_w);
@@ -92,6 +93,7 @@ Tensor input_grad(const char* op, const Tensor& grad, const Tensor& weight, cons
   g.library = true;
   const Tensor dy = as_image(grad);
   g.output = image_of(dy);
+  g.channels_last = is_channels_last(dy);
   const ConvSchedule s = schedule(g, isa_in_use(), (int)torch::stable::get_num_threads());
   if (s.kernel == Kernel::library) return library_input_grad(g, grad, w, s.isa);
   Tensor out = empty_image(grad, g.shape.batch, g.shape.in, g.shape.in_h, g.shape.in_w);
@@ -118,6 +120,7 @@ Tensor weight_grad(const char* op, const Tensor& grad, const Tensor& input, cons
   g.library = true;
   const Tensor x = as_image(input), dy = as_image(grad);
   g.input = image_of(x), g.output = image_of(dy);
+  g.channels_last = is_channels_last(x);
   const ConvSchedule s = schedule(g, isa_in_use(), (int)torch::stable::get_num_threads());
   const bool nothing = g.shape.pixels() == 0 || g.shape.columns() == 0 || g.shape.out == 0;
   if (s.kernel == Kernel::library && !nothing) return library_weight_grad(g, grad, input, s.isa);
@@ -165,11 +168,11 @@ std::vector<Tensor> masked_conv2d_pack(const Tensor& weight, const Tensor& bits,
 // The kernels that could run a convolution, as masked_linear_candidates has them. `input_size` is [batch, in, h, w].
 std::string masked_conv2d_candidates(std::string pass, Ints input_size, Ints kernel_size, const Tensor& bits,
                                      const std::vector<Tensor>& plan, Ints stride, Ints padding, Ints dilation,
-                                     int64_t groups, ScalarType type) {
+                                     int64_t groups, ScalarType type, bool channels_last) {
   constexpr const char* kOp = "masked_conv2d_candidates";
   MaskedConv g{};
   Operands keep;
-  g.library = true;
+  g.library = true, g.channels_last = channels_last;
   g.dtype = dtype_of(type, kOp, "dtype");
   g.pass = pass == "forward"       ? Pass::forward
            : pass == "input_grad"  ? Pass::input_grad

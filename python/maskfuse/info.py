@@ -115,6 +115,7 @@ def explain(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     size: tuple[int, int] | None = None,
+    memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Explanation:
     """Which kernels run a masked layer, by the functions that choose them in a call.
 
@@ -125,6 +126,7 @@ def explain(
         device: where; the layer's or mask's device by default.
         dtype: of the operands; the layer's, or float32.
         size: height and width of a convolution's input.
+        memory_format: of a convolution's input, `torch.contiguous_format` or `torch.channels_last`.
 
     Raises:
         TypeError: neither a masked layer nor a mask, or a dtype that no kernel takes.
@@ -161,6 +163,7 @@ def explain(
     plan = [*about[3], *getattr(layer_or_mask, "_packed", ())]
     candidates = getattr(torch.ops.maskfuse, f"{op}_candidates")
     plain = "F.conv2d" if conv else "F.linear"
+    layout = (memory_format == torch.channels_last,) if conv else ()
     kernels, estimates = {}, {}
     for direction in ("forward", "input_grad", "weight_grad"):
         if backend != "cpu":
@@ -168,7 +171,7 @@ def explain(
         elif mask.structure == "full" and (conv or LIBRARY_GEMM):
             kernels[direction] = plain
         else:
-            found = candidates(direction, *about[:3], plan, *about[4:], dtype)
+            found = candidates(direction, *about[:3], plan, *about[4:], dtype, *layout)
             words = [line.split() for line in found.splitlines()]
             estimates[direction] = {kernel: float(time) / 1e3 for kernel, time, *_ in words}
             kernels[direction] = f"{words[0][0]} {torch.ops.maskfuse.cpu_level()}"
