@@ -117,7 +117,8 @@ GatheredSchedule schedule(const GatheredConv& problem, Isa isa, int threads) {
     s.own_sums_at = scratch.add(s.out_blocks * t.pixels() * vector);
     s.fill_at = scratch.add((3 * c.out + 3 * lanes) * element);
   }
-  s.places_at = scratch.add((2 * (t.staged_rows + t.staged_columns) + c.kernel_h + c.kernel_w + taps) * 8);
+  const int64_t places = (2 * (t.staged_rows + t.staged_columns) + c.kernel_h + c.kernel_w + taps) * 8;
+  s.places_at = scratch.add(places), s.next_places_at = scratch.add(grad ? 0 : places);
   s.input_at = scratch.add(s.chunk * s.plane * element + 2 * vector);
   s.shared_bytes = shared.bytes, s.scratch_bytes = scratch.bytes;
   return s;

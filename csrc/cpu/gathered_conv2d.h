@@ -54,7 +54,7 @@ struct GatheredSchedule {
   int64_t slices, slots;      // weight_grad: tiles are summed in slices; input channels that have sums
   size_t lanes_at, sums_at, shared_bytes;
   // scratch: as above, and lists of channels, and where a tile's pixels are.
-  size_t lists_at, places_at, own_lanes_at, input_at, own_sums_at, fill_at, scratch_bytes;
+  size_t lists_at, places_at, next_places_at, own_lanes_at, input_at, own_sums_at, fill_at, scratch_bytes;
 };
 
 // Columns of the weight, channels x taps, that are summed at once: two blocks of them fit half of the first-level

@@ -81,14 +81,14 @@ template <class V>
 struct TileMemory {
   using S = typename V::S;
   int32_t *reads, *slots, *slot_of, *writes;
-  void* places;
+  void *places, *next_places;
   int32_t* groups;
   S *own_lanes, *input, *sums, *fill;
 
   TileMemory(const ConvShape& c, const GatheredSchedule& s, void* scratch) {
     char* const at = (char*)scratch;
     reads = (int32_t*)(at + s.lists_at), slots = reads + c.in, slot_of = slots + c.in, writes = slot_of + c.in;
-    places = at + s.places_at;
+    places = at + s.places_at, next_places = at + s.next_places_at;
     groups = writes + c.out;
     own_lanes = (S*)(at + s.own_lanes_at), input = (S*)(at + s.input_at);
     sums = (S*)(at + s.own_sums_at), fill = (S*)(at + s.fill_at);
@@ -232,6 +232,11 @@ static void tile_task(const GatheredConv& problem, const GatheredSchedule& s, in
   const bool rows = g.input.c != 1 || g.input.x == 1;
   const int64_t pixel_step = rows ? 1 : s.chunk;
   for (int64_t t = 0; t < taps; ++t) w.tap_at[t] *= pixel_step;
+  const int64_t last = c.batch * s.tiling.tiles();
+  const bool has_next = rows && index + 1 < last && (chosen.reads_ld == 0 || (index + 1) / s.tiling.tiles() == image);
+  Image next_input = g.input;
+  next_input.data = (T*)next_input.data + ((index + 1) / s.tiling.tiles() - image) * next_input.n;
+  const Window next_window(g, s.tiling, (index + 1) % s.tiling.tiles(), m.next_places);
   for (int64_t from = 0; from == 0 || from < reads; from += s.chunk) {
     Sum<V> sum{};
     sum.count = min64(s.chunk, reads - from);
@@ -241,6 +246,14 @@ static void tile_task(const GatheredConv& problem, const GatheredSchedule& s, in
       stage_pixels<V, T>(g.input, w, m.reads + from, sum.count, c.in, s.chunk, m.input);
     sum.channel_step = rows ? s.plane : 1, sum.pixel_step = pixel_step, sum.taps = taps;
     sum.tap_at = w.tap_at, sum.slots = m.slots + from;
+    // What comes next is on its way meanwhile: the next channels, or the first of the next tile.
+    const int64_t next = from + s.chunk, calls = ceil_div(blocks, 2) * w.out_rows * groups;
+    FetchWindow fetch(next < reads ? g.input : next_input, sizeof(T), next < reads ? w : next_window,
+                      m.reads + (next < reads ? next : 0),
+                      min64(s.chunk, next < reads && rows ? reads - next
+                                     : has_next           ? reads
+                                                          : 0),
+                      calls);
     for (int64_t b = 0; b < blocks; b += 2) {
       const int both = b + 1 < blocks;
       for (int i = 0; i <= both; ++i) {
@@ -253,6 +266,7 @@ static void tile_task(const GatheredConv& problem, const GatheredSchedule& s, in
           sum.input = m.input + (row * w.columns + begin) * pixel_step;
           for (int i = 0; i <= both; ++i) sum.sums[i] = m.sums + ((b + i) * pixels + row * w.out_columns + begin) * W;
           kSums[rows].of[end - begin - 1][both](sum);
+          fetch();
         }
     }
   }

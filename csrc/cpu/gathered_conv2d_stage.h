@@ -156,6 +156,37 @@ static void stage_channels(const Image& image, const Window& w, const int32_t* l
   }
 }
 
+// Asks for what is staged next, a few lines of memory with each call, into the second-level cache: of each listed
+// channel the part of the image that a window reads.
+class FetchWindow {
+ public:
+  FetchWindow(const Image& image, int64_t element, const Window& w, const int32_t* list, int64_t count, int64_t calls)
+      : list_(list), count_(w.begin == w.end || w.step <= 0 ? 0 : count), step_(image.c * element) {
+    int64_t first = INT64_MAX, last = INT64_MIN;
+    for (int64_t i = 0; i < w.rows; ++i)
+      if (w.row_at[i] != kOutside) first = min64(first, w.row_at[i]), last = w.row_at[i] > last ? w.row_at[i] : last;
+    if (first > last) count_ = 0;
+    if (count_ == 0) return;
+    from_ = (const char*)image.data + (first + w.column_at[w.begin]) * element;
+    bytes_ = (last - first + w.column_at[w.end - 1] - w.column_at[w.begin] + 1) * element;
+    share_ = ceil_div(count_ * (bytes_ / 64 + 1), calls);
+  }
+
+  void operator()() {
+    for (int64_t n = 0; n < share_ && i_ < count_; ++n) {
+      __builtin_prefetch(from_ + list_[i_] * step_ + at_, 0, 2);
+      at_ += 64;
+      if (at_ < bytes_ + 63) continue;
+      at_ = 0, ++i_;
+    }
+  }
+
+ private:
+  const int32_t* list_;
+  int64_t count_, step_, bytes_ = 0, share_ = 0, i_ = 0, at_ = 0;
+  const char* from_ = nullptr;
+};
+
 // Some of W channels that lie side by side: from which on, and which of them.
 struct Piece {
   int32_t channel;

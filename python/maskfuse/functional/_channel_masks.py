@@ -133,7 +133,7 @@ def groups_of(
     image = weight.dim() == 4
     one_call, fewer = (_IMAGE_CALL, _FEWER) if image else (_CALL, 1)
     if image and input.dtype in _IN_PLACE_TYPES:
-        active = int(channels.sum()) * (samples if channels.dim() == 1 else 1)
+        active = int(channels.count_nonzero()) * (samples if channels.dim() == 1 else 1)
         return "in place" if _IN_PLACE * active * a_channel * positions + masked_copy < plain else None
 
     members: dict[tuple[int, ...], list[int]] = {}

@@ -62,7 +62,7 @@ def _of_channels(
         return _kernels(_channel_masks.zeroed(images, channels, 2), weight, mask, bias, geometry, packed)
     dense = _channel_masks.effective_weight(weight, mask)
     if groups == "in place":
-        bits = torch.ops.maskfuse.mask_pack(channels.reshape(-1, channels.shape[-1]))
+        bits = torch.ops.maskfuse.mask_pack(channels if channels.dim() == 2 else channels[None])
         return ops.gathered_conv2d(images, dense, bits, bias, *geometry[:3])
 
     def product(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
