@@ -247,7 +247,7 @@ static void tile_task(const GatheredConv& problem, const GatheredSchedule& s, in
     sum.channel_step = rows ? s.plane : 1, sum.pixel_step = pixel_step, sum.taps = taps;
     sum.tap_at = w.tap_at, sum.slots = m.slots + from;
     // What comes next is on its way meanwhile: the next channels, or the first of the next tile.
-    const int64_t next = from + s.chunk, calls = ceil_div(blocks, 2) * w.out_rows * groups;
+    const int64_t next = from + s.chunk, calls = blocks == 0 ? 1 : ceil_div(blocks, 2) * w.out_rows * groups;
     FetchWindow fetch(next < reads ? g.input : next_input, sizeof(T), next < reads ? w : next_window,
                       m.reads + (next < reads ? next : 0),
                       min64(s.chunk, next < reads && rows ? reads - next

@@ -189,7 +189,7 @@ static void grad_rows_task(const GatheredConv& problem, const GatheredSchedule& 
       zero(o, 0, c.in * taps);
   // Of channels side by side, W columns at a time.
   int64_t next = 0;
-  for (int64_t slot = 0, run; slot < s.slots; slot += run) {
+  for (int64_t slot = 0, run; slot < s.slots && used > 0; slot += run) {
     for (run = 1; slot + run < s.slots && m.reads[slot + run] == m.reads[slot] + run;) ++run;
     const int64_t column = m.reads[slot] * taps;
     for (int64_t i = 0; i < used; ++i) zero(rows[i], next, column);

@@ -56,7 +56,7 @@ _KERNELS = {
     "accumulate": "active weights times lines of the batch or of pixels; four rows at once where they share columns",
     "sampled": "one product over the batch, or over all pixels, for each active weight",
     "tiled": "register tiles of the gradient, masked as they are stored; empty ones skipped",
-    "direct": "register tiles of the result over all weights of the active channels, the mask applied as they are copied",
+    "direct": "register tiles over all weights of the active channels, the mask applied as they are copied",
     "library": "torch's own product: on a masked copy, a panel at a time, or on the active channels alone",
 }
 

@@ -107,9 +107,10 @@ def groups_of(
     that it copies (active channels of the input and, where there are several groups, the output), 64 for each active
     weight of a group, 192 where the kernel is no single pixel, and 2^22 for each group (once where one product does
     them all). For images in half types it counts 1.25 for a multiply-add, output elements twice, and 2^23 for a group;
-    in others they are read in place, which counts 1.2 for a multiply-add and nothing else. The plain way counts the multiply-adds of all channels, less what the weight's own mask saves, and 32 for
-    each element of the input. The compact way is taken only where values may be looked at: not in traced or
-    transformed code, nor on other devices than the CPU.
+    others are read in place, which counts 1.2 for a multiply-add and nothing else. The plain way counts the
+    multiply-adds of all channels, less what the weight's own mask saves, and 32 for each element of the input. The
+    plain way is taken wherever values may not be looked at: in traced or transformed code, and on other devices than
+    the CPU.
 
     Args:
         input: `[N, C, ...]`.
