@@ -98,7 +98,7 @@ def kernels(request):
 
 @pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES.keys())
 @pytest.mark.parametrize("memory_format", FORMATS.values(), ids=FORMATS.keys())
-@pytest.mark.parametrize("kernel", ["accumulate", "sampled", "library"])
+@pytest.mark.parametrize("kernel", ["accumulate", "sampled", "direct", "library"])
 def test_geometries(backend, geometry, memory_format, kernel):
     x, w, b = operands(geometry, memory_format=memory_format)
     with preferring(kernel):
@@ -112,7 +112,7 @@ def test_structures(backend, dtype, make, name):
     geometry = GEOMETRIES[name]
     for memory_format in FORMATS.values():
         x, w, b = operands(geometry, dtype, memory_format)
-        for kernel in ("accumulate", "sampled", ""):
+        for kernel in ("accumulate", "sampled", "direct", ""):
             with preferring(kernel):
                 check(x, w, make(tuple(w.shape)), b, *geometry[6:])
 
@@ -138,7 +138,7 @@ def test_named_padding(backend, padding, kernel):
 
 
 @pytest.mark.parametrize("memory_format", FORMATS.values(), ids=FORMATS.keys())
-@pytest.mark.parametrize("kernel", ["accumulate", "library"])
+@pytest.mark.parametrize("kernel", ["accumulate", "direct", "library"])
 def test_memory_format_is_kept(memory_format, kernel):
     geometry = GEOMETRIES["3x3"]
     x, w, b = operands(geometry, memory_format=memory_format)
@@ -190,7 +190,7 @@ def test_without_a_batch_dimension(backend):
     torch.testing.assert_close(y, masked_conv2d(x[:1], w, mask, b, padding=1)[0])
 
 
-@pytest.mark.parametrize("kernel", ["accumulate", "library"])
+@pytest.mark.parametrize("kernel", ["accumulate", "direct", "library"])
 def test_an_empty_batch(backend, kernel):
     x, w, b = operands(GEOMETRIES["3x3"])
     x, w = x[:0].requires_grad_(), w.requires_grad_()
@@ -206,7 +206,7 @@ def test_masked_nan_takes_no_part(backend):
     for make in STRUCTURES.values():
         mask = make(tuple(w.shape))
         poisoned = w.masked_fill(~mask.dense(), torch.nan)
-        for kernel in ("accumulate", "library", ""):
+        for kernel in ("accumulate", "direct", "library", ""):
             with preferring(kernel):
                 assert masked_conv2d(x, poisoned, mask, b, padding=1).isfinite().all()
                 leaf = x.clone().requires_grad_()
@@ -335,6 +335,8 @@ def test_explain_names_what_runs():
     if maskfuse.build_info()["cpu_level"] != "scalar":
         assert explained.kernels["forward"].startswith("accumulate")
         assert explained.kernels["weight_grad"].startswith("sampled")
+        last = maskfuse.explain(mask, batch=8, size=(14, 14), memory_format=torch.channels_last)
+        assert last.estimates["forward"]["library"] < explained.estimates["forward"]["library"]
     layer = maskfuse.nn.MaskedConv2d(256, 256, 3, stride=2, padding="valid", groups=1, mask=mask)
     assert set(maskfuse.explain(layer, 2, size=(9, 9)).kernels) == {"forward", "input_grad", "weight_grad"}
     grouped = maskfuse.nn.MaskedConv2d(32, 32, 3, groups=2, padding="same", mask=Mask.random((32, 16, 3, 3), 0.1))
@@ -384,7 +386,7 @@ def test_strides_beyond_the_image(stride):
     x, w = torch.randn(2, 24, 6, 6), torch.randn(24, 24, 3, 3)
     mask = Mask.random(w.shape, 0.1)
     want = reference.masked_conv2d(x[:, :, :3, :3], w, mask)
-    for kernel in ("accumulate", "library"):
+    for kernel in ("accumulate", "direct", "library"):
         torch.ops.maskfuse.prefer_masked_conv2d_kernel(kernel)
         try:
             torch.testing.assert_close(masked_conv2d(x, w, mask, None, stride), want, atol=1e-4, rtol=1e-4)
