@@ -14,6 +14,7 @@
 //
 //   weights   [block][summed channel][tap][lane]  put in lanes once a call
 //   input     [summed channel][row][column]       staged for a tile, with zeros outside the image
+//             [row][column][summed channel]       or so, where the image's channels lie side by side
 //   sums      [block][pixel][lane]
 //
 // Lanes of weight_grad are output channels: its gradient is staged as [block][pixel][lane], its input as above, and

@@ -7,7 +7,7 @@
 //   sums of all slices, [block][input channel][tap][lane], to the rows of the weight
 #pragma once
 
-#include "gathered_conv2d_stage.h"
+#include "gathered_conv2d_result.h"
 
 namespace maskfuse {
 namespace {

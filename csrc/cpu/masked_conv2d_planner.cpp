@@ -64,7 +64,7 @@ Work library_work(const MaskedConv& g, const ActiveChannels& p) {
   return w;
 }
 
-// Lanes are channels of the result, or, for weight_grad, of the input; small tiles wait for a sum before the next.
+// Lanes are channels of the result, or, for weight_grad, of the gradient.
 Work direct_work(const MaskedConv& g, const ActiveChannels& p, const GatheredSchedule& s, Isa isa) {
   const Tiling& t = s.tiling;
   const MaskedConv form = forward_form(g);
