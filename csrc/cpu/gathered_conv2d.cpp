@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "layout.h"
 #include "mask.h"
 
 namespace maskfuse {
@@ -19,15 +20,6 @@ constexpr int64_t kGradPixels = 196;
 constexpr int64_t kGradTasks = 12, kGradSlices = 8;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-struct Layout {
-  size_t bytes = 0;
-  size_t add(int64_t size) {
-    const size_t at = bytes;
-    bytes += ((size_t)size + 63) / 64 * 64;
-    return at;
-  }
-};
 
 int64_t chosen(const uint32_t* bits, int64_t ld, int64_t channels) {
   if (!bits || ld != 0) return channels;

@@ -2,8 +2,8 @@
 #include "masked_conv2d.h"
 
 #include <algorithm>
-#include <vector>
 
+#include "layout.h"
 #include "masked_conv2d_planner.h"
 
 namespace maskfuse {
@@ -26,16 +26,6 @@ constexpr int64_t kTurns = 8;
 
 // Bytes of sums of all slices.
 constexpr int64_t kSliceBytes = int64_t{64} << 20;
-
-// Parts of a memory, one after another, aligned.
-struct Layout {
-  size_t bytes = 0;
-  size_t add(int64_t size) {
-    const size_t at = bytes;
-    bytes += ((size_t)size + 63) / 64 * 64;
-    return at;
-  }
-};
 
 // By masked_conv2d_strip.h's LaneMap.
 int64_t map_bytes(int64_t patterns, int64_t rows, int64_t unit) {
