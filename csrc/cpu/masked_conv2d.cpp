@@ -2,6 +2,7 @@
 #include "masked_conv2d.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "layout.h"
 #include "masked_conv2d_planner.h"
@@ -29,7 +30,7 @@ constexpr int64_t kSliceBytes = int64_t{64} << 20;
 
 // By masked_conv2d_strip.h's LaneMap.
 int64_t map_bytes(int64_t patterns, int64_t rows, int64_t unit) {
-  return patterns * unit * kLaneMapBytes + rows * 2 * (int64_t)sizeof(int64_t) + 64;
+  return patterns * unit * kLaneMapBytes + rows * 3 * (int64_t)sizeof(int64_t) + 64;
 }
 
 // `g` in its forward form.
@@ -72,6 +73,35 @@ void schedule_vectors(ConvSchedule& s, const MaskedConv& g, const MaskedConvKern
   const int64_t units = s.strips.pointwise ? s.strips.rows : 1;
   s.map_at = scratch.add(map_bytes(s.strips.copies * units, s.strips.staged_rows, s.strips.unit) +
                          map_bytes(units, s.strips.rows, s.strips.unit));
+  s.scratch_bytes = scratch.bytes;
+}
+
+// `g` in its forward form.
+void schedule_shifted(ConvSchedule& s, const MaskedConv& g, const MaskedConvKernels& table, int threads) {
+  const ConvShape& c = g.shape;
+  const int64_t element = g.dtype == Dtype::f64 ? 8 : 4, values = g.plan->header->values;
+  const int d = (int)g.dtype;
+  shifted_lanes(g, s.strips, s.shifted);
+  const int64_t strips = s.strips.strips();
+  Layout shared, scratch;
+  s.first_at = shared.add(c.kernel_h * 8);
+  s.columns_at = shared.add((g.pass == Pass::forward ? c.in : c.out) * c.taps() * (int64_t)sizeof(ListColumn));
+  s.bounds_at = shared.add((s.shifted.lists(c) + 1) * 4);
+  s.offsets_at = shared.add(values * 2);
+  s.values_at = shared.add(values * element);
+  s.shared_bytes = shared.bytes;
+  const int64_t step = std::max<int64_t>(1, ceil_div(strips, kTurns * threads));
+  const Grid lists = grid_of(1, c.out, 1, panel_step(1, c.out, kTurns, threads));
+  s.phase_count = 4;
+  s.phases[0] = {table.list_lengths[d], lists};
+  s.phases[1] = {table.list_bounds, grid_of(1, 1, 1, 1)};
+  s.phases[2] = {table.lists[d], lists};
+  s.phases[3] = {table.shifted[d], grid_of(strips, c.out, step, panel_step(strips, c.out, 1, threads))};
+  // Vectors that are stored may run over an end.
+  s.input_at = scratch.add(std::min(c.in, s.shifted.chunk) * s.shifted.channel * element + 256);
+  s.output_at = scratch.add(s.phases[3].grid.n_step * s.strips.out_plane * kUnitBytes + 256);
+  s.map_at = scratch.add(map_bytes(kShiftedUnits, s.strips.staged_rows, s.strips.unit) +
+                         map_bytes(kShiftedUnits, s.strips.rows, s.strips.unit));
   s.scratch_bytes = scratch.bytes;
 }
 
@@ -151,6 +181,10 @@ ConvSchedule schedule(const MaskedConv& g, Isa isa, int threads) {
     schedule_direct(s, g, active, threads);
     return s;
   }
+  if (s.kernel == Kernel::shifted) {
+    schedule_shifted(s, forward_form(g), *masked_conv2d_kernels(isa), threads);
+    return s;
+  }
   if (s.kernel != Kernel::naive) {
     schedule_vectors(s, forward_form(g), *masked_conv2d_kernels(isa), threads);
     return s;
@@ -162,10 +196,33 @@ ConvSchedule schedule(const MaskedConv& g, Isa isa, int threads) {
   return s;
 }
 
+namespace {
+
+// What the columns of a weight are in lists, and no lengths yet. `c` is of the forward form; where `turned`, channels
+// are exchanged and kernels turned round.
+void prepare_lists(bool turned, const ConvShape& c, const ConvSchedule& s, void* shared) {
+  const ShiftedLanes& lanes = s.shifted;
+  auto* const first = (int64_t*)((char*)shared + s.first_at);
+  staged(rows_of(c), s.strips.rows, first);
+  auto* column = (ListColumn*)((char*)shared + s.columns_at);
+  for (int64_t channel = 0; channel < (turned ? c.out : c.in); ++channel) {
+    const int64_t list = turned ? channel * kShifts : channel / lanes.chunk * c.out * kShifts;
+    const int64_t offset = turned ? 0 : channel % lanes.chunk * lanes.channel;
+    for (int64_t dy = 0; dy < c.kernel_h; ++dy)
+      for (int64_t dx = 0; dx < c.kernel_w; ++dx)
+        *column++ = {(uint32_t)(list + (turned ? kShifts - 1 - dx : dx)),
+                     (uint32_t)(offset + first[turned ? c.kernel_h - 1 - dy : dy] * kShiftedUnits * s.strips.unit)};
+  }
+  std::memset((char*)shared + s.bounds_at, 0, (size_t)(lanes.lists(c) + 1) * 4);
+}
+
+}  // namespace
+
 void prepare(const MaskedConv& g, const ConvSchedule& s, void* shared) {
   if (s.kernel == Kernel::naive || s.kernel == Kernel::direct) return;
   const ConvShape c = forward_form(g).shape;
   const Strips& strips = s.strips;
+  if (s.kernel == Kernel::shifted) return prepare_lists(g.pass == Pass::input_grad, c, s, shared);
   auto* line = (int32_t*)((char*)shared + s.lines_at);
   const bool turned = g.pass == Pass::input_grad;
   auto* const first = (int64_t*)((char*)shared + s.first_at);

@@ -27,6 +27,25 @@ struct Strips {
   int64_t strips() const { return across * parts; }
 };
 
+// Kernel::shifted: dx, units of lanes side by side in a strip, output rows below one another.
+inline constexpr int kShifts = 3;
+inline constexpr int64_t kShiftedUnits = 2, kShiftedRows = 2;
+
+// Which lanes its strips have, and which channels are in lanes at a time: see masked_conv2d_shifted.h.
+struct ShiftedLanes {
+  int64_t pitch;                 // places from image to image
+  int64_t before, useful;        // lanes before those of the output that a strip computes, and those
+  int64_t staged_rows, channel;  // of the input's, a strip; elements of a channel in lanes
+  int64_t chunk, chunks;         // channels; how often
+
+  int64_t lists(const ConvShape& shape) const { return chunks * shape.out * kShifts; }
+};
+
+// A column of the weight in lists: which list, in the first row, and where its line is, in elements.
+struct ListColumn {
+  uint32_t list, offset;
+};
+
 // Of where a lane is in an image, by masked_conv2d_strip.h's LaneMap.
 inline constexpr int64_t kLaneMapBytes = 40;
 
@@ -58,6 +77,8 @@ struct MaskedConvKernels {
   // [dtype]
   ConvTask values[2][4];   // forward, input_grad: first phase; n panels
   ConvTask accumulate[4];  // forward, input_grad: m strips, n panels
+  ConvTask list_lengths[4], list_bounds, lists[4];  // shifted, first phases: n channels of the output
+  ConvTask shifted[4];                              // m strips, n channels of the output
   ConvTask offsets;        // weight_grad, first phase: n panels
   ConvTask sampled[4];     // m slices, n panels
   ConvTask reduced[4];     // n panels
@@ -74,12 +95,13 @@ struct ConvSchedule {
   Kernel kernel;
   Isa isa;
   Strips strips;
-  ConvPhase phases[3];
+  ShiftedLanes shifted;
+  ConvPhase phases[4];
   int64_t phase_count;
   int64_t slices;
   // shared: the staged row of each dy, the line of each of the weight's columns in a strip, offsets of the plan's
-  // columns, values, partial sums.
-  size_t first_at, lines_at, offsets_at, values_at, sums_at, shared_bytes;
+  // columns, values, partial sums; of lists, the weight's columns and where they begin.
+  size_t first_at, lines_at, columns_at, bounds_at, offsets_at, values_at, sums_at, shared_bytes;
   // scratch: of a strip, a chunk of the input, the output, and where lanes are.
   size_t input_at, output_at, map_at, scratch_bytes;
   DirectSchedule direct;

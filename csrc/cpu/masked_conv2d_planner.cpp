@@ -18,11 +18,14 @@ int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 // than the best choice (AVX2: 3 %). A lane is a line of 64 bytes here, and `moved` an element of the library's
 // activations.
 // clang-format off
-//                           phase  weight product lane  value down  long  entry single shared sample tile  result call    library read   moved
-constexpr double kAvx512[] = {24000, 24.7,  0.221,  4.31, 1.87, 2.74, 1.70, 2.65, 0.346, 0.871, 0.495, 3.93,  0.383, 138000, 0.876, 0.880, 0.608};
-constexpr double kAvx2[]   = {26600, 17.5,  0.203,  5.03, 1.81, 3.03, 1.98, 3.03, 0.456, 1.970, 0.658, 1.12,  0.467, 151000, 0.889, 0.979, 0.604};
+//                           phase  weight product lane  value down  long  entry single shared visit sample tile  result call    library read   moved
+constexpr double kAvx512[] = {24400, 23.8,  0.207,  2.77, 2.02, 3.15, 1.48, 4.61, 0.266, 0.833, 7.53, 0.452, 3.82,  0.308, 140000, 0.807, 0.861, 0.559};
+constexpr double kAvx2[]   = {21500, 16.2,  0.194,  3.97, 1.81, 2.94, 1.70, 3.69, 0.427, 1.850, 13.6, 0.624, 1.09,  0.391, 109000, 0.826, 1.040, 0.631};
 // clang-format on
 static_assert(sizeof(kAvx512) / sizeof(double) == kRates && sizeof(kAvx2) / sizeof(double) == kRates);
+
+// Of channels that a strip of Kernel::shifted has in lanes.
+constexpr int64_t kStagedBytes = 32 << 10;
 
 std::atomic<int> preferred{-1};
 
@@ -120,6 +123,18 @@ Work vector_work(Kernel kernel, const MaskedConv& g, const Strips& s) {
   return w;
 }
 
+Work shifted_work(const MaskedConv& g, const Strips& s, const ShiftedLanes& l) {
+  const ConvShape& c = g.shape;
+  const double strips = (double)s.strips(), lines = (double)s.out_plane, values = (double)g.plan->header->values;
+  Work w;
+  w.count[kPhase] = 4;
+  w.count[kLane] = strips * ((double)c.in * (double)s.plane + (double)c.out * lines);
+  w.count[kVisit] = strips * lines * (double)c.out * (double)l.chunks;
+  w.count[g.pass == Pass::forward ? kValue : kValueDown] = values;
+  w.count[kSingle] = values * strips * lines;
+  return w;
+}
+
 }  // namespace
 
 // Rows of a plan's index are one side's channels, columns the other's, with their taps: the output's are rows but for
@@ -175,6 +190,31 @@ Strips strips_of(const MaskedConv& g) {
   return s;
 }
 
+bool shifted_lanes(const MaskedConv& g, Strips& s, ShiftedLanes& l) {
+  const ConvShape& c = g.shape;
+  if (c.kernel_w != kShifts || c.stride_w != 1 || c.spread_w != 1) return false;
+  s = Strips{}, l = ShiftedLanes{};
+  s.unit = kUnitBytes / element_bytes(g);
+  const int64_t lanes = kShiftedUnits * s.unit;
+  const int64_t before = std::max<int64_t>(0, c.pad_w), after = std::max<int64_t>(0, 2 * c.dilation_w - c.pad_w);
+  // A sum is shifted by a vector at most, of four doubles in AVX2; `pad` may be negative in input_grad's forward form.
+  if (before > 4 || after > 4 || -c.pad_w > 4) return false;
+  l.pitch = std::max(c.in_w, c.out_w);
+  // No lane lacks its neighbour where images end with strips.
+  const bool even = lanes % l.pitch == 0;
+  l.before = even ? 0 : before, l.useful = even ? lanes : lanes - before - after;
+  s.rows = std::min<int64_t>(kShiftedRows, c.out_h);
+  s.parts = ceil_div(c.out_h, s.rows);
+  s.across = ceil_div(c.batch * l.pitch, l.useful);
+  s.staged_rows = staged(rows_of(c), s.rows, nullptr);
+  s.plane = kShiftedUnits * s.staged_rows, s.out_plane = kShiftedUnits * s.rows;
+  l.channel = s.plane * s.unit;
+  // Half of the first-level cache, most of the rest being lists.
+  l.chunk = std::min<int64_t>(c.in, std::max<int64_t>(32, kStagedBytes / (s.plane * kUnitBytes) / 32 * 32));
+  l.chunks = ceil_div(c.in, l.chunk);
+  return l.chunk * l.channel <= 65536 && l.lists(c) <= INT32_MAX;
+}
+
 DirectSchedule direct_schedule(const MaskedConv& g, const ActiveChannels& active, Isa isa, int threads) {
   DirectSchedule s{};
   s.masked = g.bits && !(active.some && active.all_taps);
@@ -201,11 +241,14 @@ int candidates(const MaskedConv& g, const ActiveChannels& active, Isa isa, int t
     return count;
   }
   if (isa == Isa::scalar) list[count++].kernel = Kernel::naive;
-  Strips s{};
+  Strips s{}, shifted_strips{};
+  ShiftedLanes shifted{};
   const MaskedConv form = forward_form(g);
   if (isa != Isa::scalar && g.plan && g.shape.groups == 1 && g.shape.pixels() > 0) {
     s = strips_of(form);
     if (can_cut(form, s)) list[count++].kernel = g.pass == Pass::weight_grad ? Kernel::sampled : Kernel::accumulate;
+    if (g.pass != Pass::weight_grad && g.bits && shifted_lanes(form, shifted_strips, shifted))
+      list[count++].kernel = Kernel::shifted;
   }
   DirectSchedule direct;
   if (isa != Isa::scalar && g.shape.groups == 1 && g.shape.pixels() > 0 && g.shape.columns() > 0) {
@@ -218,6 +261,7 @@ int candidates(const MaskedConv& g, const ActiveChannels& active, Isa isa, int t
   for (int i = 0; i < count; ++i) {
     Candidate& c = list[i];
     c.work = c.kernel == Kernel::library  ? library_work(g, active)
+             : c.kernel == Kernel::shifted ? shifted_work(form, shifted_strips, shifted)
              : c.kernel == Kernel::direct ? direct_work(g, active, direct.gathered, isa)
              : c.kernel == Kernel::naive  ? Work{}
                                           : vector_work(c.kernel, form, s);
@@ -238,7 +282,8 @@ bool prefer_conv_kernel(const char* name) {
     preferred = -1;
     return true;
   }
-  for (Kernel kernel : {Kernel::naive, Kernel::accumulate, Kernel::sampled, Kernel::direct, Kernel::library}) {
+  for (Kernel kernel : {Kernel::naive, Kernel::accumulate, Kernel::sampled, Kernel::shifted, Kernel::direct,
+                        Kernel::library}) {
     if (std::strcmp(name, kernel_name(kernel)) != 0) continue;
     preferred = (int)kernel;
     return true;

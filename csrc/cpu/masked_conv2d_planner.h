@@ -45,4 +45,7 @@ bool prefer_conv_kernel(const char* name);
 // How the vector kernels cut a problem, in its forward form, that has a plan.
 Strips strips_of(const MaskedConv& problem);
 
+// The same of the kernel `shifted`. False where it cannot run the problem.
+bool shifted_lanes(const MaskedConv& problem, Strips& strips, ShiftedLanes& lanes);
+
 }  // namespace maskfuse

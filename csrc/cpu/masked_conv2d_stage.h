@@ -19,14 +19,13 @@ static inline bool channel_is_active(const uint32_t* pattern, int64_t channel, i
 template <class V, class T>
 static inline void stage_spans(const T* channel, const LaneMap<V>& map, typename V::S* lines) {
   constexpr int W = V::W, kUnit = LaneMap<V>::kUnit, kVectors = LaneMap<V>::kVectors;
-  for (int64_t p = 0; p < map.patterns; ++p, lines += map.rows * kUnit)
+  for (int64_t p = 0; p < map.patterns; ++p)
     for (int v = 0; v < kVectors; ++v) {
       const Span one = map.spans[p * kVectors + v][0], two = map.spans[p * kVectors + v][1];
+      typename V::S* const to = lines + p * map.pattern_step * kUnit + v * W;
+      const StagedRow *row = map.sorted, *const outside = row + map.inside, *const end = row + map.rows;
       const auto rows = [&](auto load) __attribute__((always_inline)) {
-        for (int64_t i = 0; i < map.inside; ++i) {
-          const int64_t row = map.order[i];
-          V::store(lines + row * kUnit + v * W, load(channel + map.shift[row]));
-        }
+        for (; row < outside; ++row) V::store(to + row->line, load(channel + row->shift));
       };
       const auto masked = [&](const T* row) { return V::blend(V::zero(), row + one.from, one.bits); };
       if (one.bits == V::kAll)
@@ -35,7 +34,7 @@ static inline void stage_spans(const T* channel, const LaneMap<V>& map, typename
         rows(masked);
       else
         rows([&](const T* row) { return V::blend(masked(row), row + two.from, two.bits); });
-      for (int64_t i = map.inside; i < map.rows; ++i) V::store(lines + map.order[i] * kUnit + v * W, V::zero());
+      for (; row < end; ++row) V::store(to + row->line, V::zero());
     }
 }
 
@@ -44,7 +43,7 @@ static inline void stage_pieces(const T* channel, const LaneMap<V>& map, typenam
   constexpr int kVectors = LaneMap<V>::kVectors;
   for (int64_t v = 0; v < map.patterns * kVectors; ++v)
     for (int64_t row = 0; row < map.rows; ++row)
-      V::store(lines + (v / kVectors * map.rows + row) * map.kUnit + v % kVectors * V::W,
+      V::store(lines + map.line(v / kVectors, row) * map.kUnit + v % kVectors * V::W,
                map.shift[row] == map.kOutside ? V::zero() : map.load(channel + map.shift[row], v));
 }
 
@@ -69,7 +68,7 @@ static inline void stage_transposed(const T* from, const LaneMap<V>& map, int64_
     const int64_t* const place = map.places + v * W;
     for (int64_t row = 0; row < map.rows; ++row) {
       const int64_t shift = map.shift[row];
-      typename V::S* const line = to + (v / kVectors * map.rows + row) * kUnit + v % kVectors * W;
+      typename V::S* const line = to + map.line(v / kVectors, row) * kUnit + v % kVectors * W;
       typename V::Reg r[W];
       for (int i = 0; i < W; ++i) {
         r[i] = shift == map.kOutside || place[i] < 0 ? V::zero() : V::load_n(from + shift + place[i], (int)width);
@@ -111,9 +110,9 @@ static void unstage(const Image& image, const LaneMap<V>& map, int64_t channel, 
   T* const to = (T*)image.data + channel * image.c;
   const auto vectors = [&](auto body) __attribute__((always_inline)) {
     for (int64_t i = 0; i < map.inside; ++i) {
-      const int64_t row = map.order[i];
+      const StagedRow& row = map.sorted[i];
       for (int64_t v = 0; v < map.patterns * kVectors; ++v)
-        body(map.shift[row], v, (v / kVectors * map.rows + row) * kUnit + v % kVectors * W);
+        body(row.shift, v, row.line + v / kVectors * map.pattern_step * kUnit + v % kVectors * W);
     }
   };
   if (image.c == 1 && channels > 1) {
@@ -155,7 +154,7 @@ class FetchLines {
         left(image.c == 1 ? ceil_div((end - begin) * element, 64) : end - begin) {
     for (int64_t i = 0; i < map.inside; ++i)
       for (int j = 0; j < map.touched && count < kMost; ++j)
-        at[count++] = (map.shift[map.order[i]] + map.touch[j]) * element;
+        at[count++] = (map.sorted[i].shift + map.touch[j]) * element;
     if (count == 0) left = 0;
     share = ceil_div(2 * left * count, calls);  // done halfway: in time for what comes last too
   }

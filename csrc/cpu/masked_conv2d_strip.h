@@ -61,8 +61,13 @@ struct Span {
   uint32_t bits;
 };
 
+// A row of the image: elements further on, or outside; and where its lines begin, in elements.
+struct StagedRow {
+  int64_t shift, line;
+};
+
 // Where lanes are in an image. A pattern is a unit's lanes in one row of the image; rows, the same for all patterns,
-// are elements further on, or outside the image. Lines are [pattern][row].
+// are elements further on, or outside the image. Lines are [pattern][row], or, where told so, [row][pattern].
 template <class V>
 struct LaneMap {
   static constexpr int W = V::W, kUnit = kUnitLanes<typename V::S>, kVectors = kUnit / W;
@@ -70,8 +75,9 @@ struct LaneMap {
   static constexpr int kMostTouched = 64;
 
   int64_t patterns, rows, inside, step;  // rows inside the image; elements between the pixels of lanes
+  int64_t pattern_step, row_step;        // lines
   int64_t* shift;                        // [row]: elements, or kOutside
-  int64_t* order;                        // [row]: those inside the image first
+  StagedRow* sorted;                     // those inside the image first
   int64_t* places;                       // [pattern][lane]: element number, -1 where there is no pixel
   Piece* pieces;                         // [pattern][lane]: a vector's are the first `count` of its own
   Span (*spans)[2];                      // [pattern][vector]; of no lanes where a vector needs fewer
@@ -86,16 +92,24 @@ struct LaneMap {
   static_assert(kPatternBytes <= kUnit * kLaneMapBytes);
 
   static size_t bytes(int64_t patterns, int64_t rows) {
-    return ((size_t)patterns * kPatternBytes + (size_t)rows * 2 * sizeof(int64_t) + 63) / 64 * 64;
+    return ((size_t)patterns * kPatternBytes + (size_t)rows * 3 * sizeof(int64_t) + 63) / 64 * 64;
   }
 
   LaneMap() = default;
   // Clear: no lane has a pixel, no row is in the image. A dimension of one element may have any stride.
   LaneMap(int64_t patterns, int64_t rows, int64_t step, void* memory)
-      : patterns(patterns), rows(rows), inside(0), step(step < 1 ? 1 : step), spread(0), in_spans(false), touched(0) {
+      : patterns(patterns),
+        rows(rows),
+        inside(0),
+        step(step < 1 ? 1 : step),
+        pattern_step(rows),
+        row_step(1),
+        spread(0),
+        in_spans(false),
+        touched(0) {
     shift = (int64_t*)memory;
-    order = shift + rows;
-    places = order + rows;
+    sorted = (StagedRow*)(shift + rows);
+    places = (int64_t*)(sorted + rows);
     pieces = (Piece*)(places + patterns * kUnit);
     spans = (Span(*)[2])(pieces + patterns * kUnit);
     count = (int32_t*)(spans + patterns * kVectors);
@@ -103,6 +117,8 @@ struct LaneMap {
     for (int64_t i = 0; i < patterns * kUnit; ++i) places[i] = -1;
     clear_rows();
   }
+
+  int64_t line(int64_t pattern, int64_t row) const { return pattern * pattern_step + row * row_step; }
 
   void clear_rows() {
     for (int64_t r = 0; r < rows; ++r) shift[r] = kOutside;
@@ -112,7 +128,7 @@ struct LaneMap {
   void sort_rows() {
     int64_t last = rows;
     inside = 0;
-    for (int64_t r = 0; r < rows; ++r) order[shift[r] == kOutside ? --last : inside++] = r;
+    for (int64_t r = 0; r < rows; ++r) sorted[shift[r] == kOutside ? --last : inside++] = {shift[r], r * row_step * kUnit};
   }
 
   // Once all places are known.

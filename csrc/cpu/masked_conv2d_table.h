@@ -2,6 +2,7 @@
 #pragma once
 
 #include "masked_conv2d_accumulate.h"
+#include "masked_conv2d_shifted.h"
 #include "masked_conv2d_weight_grad.h"
 
 namespace maskfuse {
@@ -13,6 +14,9 @@ static void fill_conv_dtype(MaskedConvKernels& table, Dtype dtype) {
   table.values[0][d] = conv_values_task<V, T, false>;
   table.values[1][d] = conv_values_task<V, T, true>;
   table.accumulate[d] = conv_accumulate_task<V, T>;
+  table.list_lengths[d] = list_lengths_task<T>;
+  table.lists[d] = lists_task<V, T>;
+  table.shifted[d] = shifted_task<V, T>;
   table.sampled[d] = conv_sampled_task<V, T>;
   table.reduced[d] = conv_reduced_task<V, T>;
 }
@@ -25,6 +29,7 @@ static MaskedConvKernels make_conv_table() {
   fill_conv_dtype<VectorF32, Bf16>(table, Dtype::bf16);
   fill_conv_dtype<VectorF32, Fp16>(table, Dtype::f16);
   table.offsets = conv_offsets_task;
+  table.list_bounds = list_bounds_task;
   table.vector_bytes = (int32_t)sizeof(typename VectorF32::Reg);
   return table;
 }

@@ -26,7 +26,9 @@ static inline Tiles tiles_of(const MaskedConv& g) { return Tiles(weight_problem(
 struct ConvMemory {
   const int64_t* first;  // staged row that output row 0 reads, for each dy
   const int32_t* lines;  // of each of the weight's columns, in a strip of the input
-  uint16_t* offsets;     // of each of the plan's columns, in lines from its chunk's first
+  uint16_t* offsets;     // of each of the plan's columns, in lines from its chunk's first; of listed values, in elements
+  const ListColumn* columns;
+  uint32_t* bounds;
   char *values, *sums;
   char *input, *output, *map;
 
@@ -36,6 +38,8 @@ struct ConvMemory {
     first = (const int64_t*)(shared + s.first_at);
     lines = (const int32_t*)(shared + s.lines_at);
     offsets = (uint16_t*)(shared + s.offsets_at);
+    columns = (const ListColumn*)(shared + s.columns_at);
+    bounds = (uint32_t*)(shared + s.bounds_at);
     values = shared + s.values_at, sums = shared + s.sums_at;
     input = scratch + s.input_at, output = scratch + s.output_at, map = scratch + s.map_at;
   }

@@ -177,6 +177,8 @@ const char* kernel_name(Kernel kernel) {
       return "sampled";
     case Kernel::tiled:
       return "tiled";
+    case Kernel::shifted:
+      return "shifted";
     case Kernel::direct:
       return "direct";
     case Kernel::library:
@@ -213,6 +215,7 @@ Schedule schedule(const MaskedGemm& g, Isa isa, int threads) {
     case Kernel::tiled:
       schedule_tiled(s, g, *table, threads);
       break;
+    case Kernel::shifted:
     case Kernel::direct:
     case Kernel::library:
       break;

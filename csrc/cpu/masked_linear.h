@@ -82,6 +82,7 @@ enum class Kernel : int32_t {
   accumulate,  // forward, input_grad: lists of active weights times lines of the batch; without a plan, all weights
   sampled,     // weight_grad: one product over the batch an active weight
   tiled,       // weight_grad: register tiles, those that the mask leaves empty skipped
+  shifted,     // convolutions, forward and input_grad: accumulate on one copy of the input, a sum for each dx
   direct,      // convolutions: register tiles of all weights between active channels, zeros where they are masked
   library,     // a full product by a library, between masked copies, or on the active channels alone
 };

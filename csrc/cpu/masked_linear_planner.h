@@ -19,6 +19,7 @@ enum Rate {
   kEntry,      // an entry's sums loaded and stored, for a unit of the batch
   kSingle,     // an active weight times a unit
   kShared,     // a column of a list that four rows share, times a unit
+  kVisit,      // of convolutions, an entry's sums shifted and joined, for a unit of lanes
   kSample,     // an active weight's product over a unit
   kTile,       // four rows times 64 bytes of columns times one row of the batch; of convolutions, a line of a tile
   kResult,     // an element of the gradient written
@@ -57,7 +58,7 @@ struct Candidate {
 };
 
 // All candidates, the chosen one first; returns their number, at most kMostCandidates.
-inline constexpr int kMostCandidates = 4;
+inline constexpr int kMostCandidates = 5;
 int candidates(const MaskedGemm& problem, Isa isa, int threads, Candidate* list);
 
 // Makes every later choice fall on the named kernel where it is a candidate, for benchmarks and tests; "" undoes it.

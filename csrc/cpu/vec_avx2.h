@@ -25,6 +25,11 @@ struct Expansion {
 };
 static constexpr Expansion kExpansion;
 
+// Where lanes of two vectors are taken from, and which of them from the second.
+struct HalfTurn {
+  __m256i lane, second;
+};
+
 struct F32x8 {
   using S = float;
   using Reg = __m256;
@@ -98,6 +103,17 @@ struct F32x8 {
     store16(p, _mm_packus_epi32(_mm256_castsi256_si128(y), _mm256_extracti128_si256(y, 1)), n);
   }
   static Reg keep(Reg a, uint32_t bits) { return _mm256_and_ps(a, _mm256_castsi256_ps(select(bits))); }
+
+  using Turn = HalfTurn;
+  static Turn turn(int by) {
+    const __m256i lane = _mm256_add_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(by));
+    return {lane, _mm256_cmpgt_epi32(lane, _mm256_set1_epi32(W - 1))};  // of a lane's number the low bits count
+  }
+  static Reg take(Reg a, Reg b, Turn t) {
+    return _mm256_blendv_ps(_mm256_permutevar8x32_ps(a, t.lane), _mm256_permutevar8x32_ps(b, t.lane),
+                            _mm256_castsi256_ps(t.second));
+  }
+  static Reg add_bits(Reg a, Reg b, uint32_t bits) { return add(a, keep(b, bits)); }
 
   static Reg expand(Reg a, uint32_t bits) {
     const __m256i from = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)kExpansion.lane[bits & kAll]));
@@ -216,6 +232,13 @@ struct F64x4 {
       _mm256_maskstore_pd(p, select(lanes(n)), a);
   }
   static Reg keep(Reg a, uint32_t bits) { return _mm256_and_pd(a, _mm256_castsi256_pd(select(bits))); }
+
+  using Turn = HalfTurn;
+  static Turn turn(int by) { return F32x8::turn(2 * by); }  // a lane of a double is two of a float
+  static Reg take(Reg a, Reg b, Turn t) {
+    return _mm256_castps_pd(F32x8::take(_mm256_castpd_ps(a), _mm256_castpd_ps(b), t));
+  }
+  static Reg add_bits(Reg a, Reg b, uint32_t bits) { return add(a, keep(b, bits)); }
 
   static Reg expand(Reg a, uint32_t bits) { return keep(permute(a, kExpansion.lane[bits & kAll]), bits); }
   static Reg compress(Reg a, uint32_t bits) { return permute(a, kExpansion.inverse[bits & kAll]); }

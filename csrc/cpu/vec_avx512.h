@@ -85,6 +85,15 @@ struct F32x16 {
     _mm512_mask_storeu_epi16(to, inside, _mm512_maskz_loadu_epi16(bits & inside, from));
   }
 
+  // Lanes [by, by + W) of a's and then b's, for by <= W; and b added where bits are set.
+  using Turn = __m512i;
+  static Turn turn(int by) {
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    return _mm512_add_epi32(lane, _mm512_set1_epi32(by));
+  }
+  static Reg take(Reg a, Reg b, Turn turn) { return _mm512_permutex2var_ps(a, turn, b); }
+  static Reg add_bits(Reg a, Reg b, uint32_t bits) { return _mm512_mask_add_ps(a, (__mmask16)bits, a, b); }
+
   // Leading lanes spread to where bits are set, zeros between them.
   static Reg expand(Reg a, uint32_t bits) { return _mm512_maskz_expand_ps((__mmask16)bits, a); }
   // The inverse: lanes where bits are set move together to the front.
@@ -195,6 +204,13 @@ struct F64x8 {
   static void store_n(double* p, Reg a, int n) { _mm512_mask_storeu_pd(p, (__mmask8)lanes(n), a); }
   static Reg keep(Reg a, uint32_t bits) { return _mm512_maskz_mov_pd((__mmask8)bits, a); }
   static constexpr bool kCopiesHalves = false;
+
+  using Turn = __m512i;
+  static Turn turn(int by) {
+    return _mm512_add_epi64(_mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7), _mm512_set1_epi64(by));
+  }
+  static Reg take(Reg a, Reg b, Turn turn) { return _mm512_permutex2var_pd(a, turn, b); }
+  static Reg add_bits(Reg a, Reg b, uint32_t bits) { return _mm512_mask_add_pd(a, (__mmask8)bits, a, b); }
 
   static Reg expand(Reg a, uint32_t bits) { return _mm512_maskz_expand_pd((__mmask8)bits, a); }
   static Reg compress(Reg a, uint32_t bits) { return _mm512_maskz_compress_pd((__mmask8)bits, a); }

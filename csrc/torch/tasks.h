@@ -16,7 +16,7 @@ inline constexpr int64_t kMostThreads = 256;
 // Looks at what others have done before a thread lets them run.
 inline constexpr int kSpins = 2000;
 
-inline constexpr int kMostPhases = 3;
+inline constexpr int kMostPhases = 4;
 
 // Calls run(phase, task, scratch) for the tasks of each phase, [0, tasks[phase]), those of a phase after all of the
 // phase before. Each thread begins with a part of its own, the same in every call: what one op wrote is in the cache of
