@@ -98,7 +98,7 @@ def kernels(request):
 
 @pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES.keys())
 @pytest.mark.parametrize("memory_format", FORMATS.values(), ids=FORMATS.keys())
-@pytest.mark.parametrize("kernel", ["accumulate", "sampled", "direct", "library"])
+@pytest.mark.parametrize("kernel", ["accumulate", "shifted", "sampled", "direct", "library"])
 def test_geometries(backend, geometry, memory_format, kernel):
     x, w, b = operands(geometry, memory_format=memory_format)
     with preferring(kernel):
@@ -112,7 +112,7 @@ def test_structures(backend, dtype, make, name):
     geometry = GEOMETRIES[name]
     for memory_format in FORMATS.values():
         x, w, b = operands(geometry, dtype, memory_format)
-        for kernel in ("accumulate", "sampled", "direct", ""):
+        for kernel in ("accumulate", "shifted", "sampled", "direct", ""):
             with preferring(kernel):
                 check(x, w, make(tuple(w.shape)), b, *geometry[6:])
 
@@ -138,7 +138,7 @@ def test_named_padding(backend, padding, kernel):
 
 
 @pytest.mark.parametrize("memory_format", FORMATS.values(), ids=FORMATS.keys())
-@pytest.mark.parametrize("kernel", ["accumulate", "direct", "library"])
+@pytest.mark.parametrize("kernel", ["accumulate", "shifted", "direct", "library"])
 def test_memory_format_is_kept(memory_format, kernel):
     geometry = GEOMETRIES["3x3"]
     x, w, b = operands(geometry, memory_format=memory_format)
@@ -148,7 +148,8 @@ def test_memory_format_is_kept(memory_format, kernel):
     assert dw.is_contiguous()
 
 
-def test_any_strides(backend):
+@pytest.mark.parametrize("kernel", ["accumulate", "shifted"])
+def test_any_strides(backend, kernel):
     geometry = GEOMETRIES["3x3"]
     x, w, b = operands(geometry)
     mask = Mask.random(w.shape, 0.3)
@@ -162,7 +163,7 @@ def test_any_strides(backend):
         "expanded": torch.randn(batch, inp, 1, 1).expand(batch, inp, height, width),
         "reversed dimensions": torch.randn(width, height, inp, batch).permute(3, 2, 1, 0),
     }
-    with preferring("accumulate"):
+    with preferring(kernel):
         for view in views.values():
             check(view, w, mask, b, *geometry[6:])
         check(x, w.to(memory_format=torch.channels_last), mask, b, *geometry[6:])
@@ -190,7 +191,7 @@ def test_without_a_batch_dimension(backend):
     torch.testing.assert_close(y, masked_conv2d(x[:1], w, mask, b, padding=1)[0])
 
 
-@pytest.mark.parametrize("kernel", ["accumulate", "direct", "library"])
+@pytest.mark.parametrize("kernel", ["accumulate", "shifted", "direct", "library"])
 def test_an_empty_batch(backend, kernel):
     x, w, b = operands(GEOMETRIES["3x3"])
     x, w = x[:0].requires_grad_(), w.requires_grad_()
@@ -206,7 +207,7 @@ def test_masked_nan_takes_no_part(backend):
     for make in STRUCTURES.values():
         mask = make(tuple(w.shape))
         poisoned = w.masked_fill(~mask.dense(), torch.nan)
-        for kernel in ("accumulate", "direct", "library", ""):
+        for kernel in ("accumulate", "shifted", "direct", "library", ""):
             with preferring(kernel):
                 assert masked_conv2d(x, poisoned, mask, b, padding=1).isfinite().all()
                 leaf = x.clone().requires_grad_()
@@ -214,10 +215,11 @@ def test_masked_nan_takes_no_part(backend):
                 assert leaf.grad.isfinite().all()
 
 
-def test_a_sample_with_nan_spoils_no_other():
+@pytest.mark.parametrize("kernel", ["accumulate", "shifted"])
+def test_a_sample_with_nan_spoils_no_other(kernel):
     x, w, b = operands(GEOMETRIES["many small images"])
     mask = Mask.random(w.shape, 0.3)
-    with preferring("accumulate"):
+    with preferring(kernel):
         want = masked_conv2d(x, w, mask, b, padding=1)
         x[4] = torch.nan
         got = masked_conv2d(x, w, mask, b, padding=1)
@@ -225,18 +227,21 @@ def test_a_sample_with_nan_spoils_no_other():
     assert torch.equal(got[others], want[others]) and got[4].isnan().any()
 
 
-def test_same_bits_for_any_number_of_threads():
+@pytest.mark.parametrize("kernel", ["accumulate", "shifted", "sampled", "direct"])
+def test_same_bits_for_any_number_of_threads(kernel):
     x, w, b = operands((4, 40, 70, (3, 3), 15, 14))
     mask = Mask.random(w.shape, 0.2)
     before, results = torch.get_num_threads(), []
     try:
-        with preferring("accumulate"):
+        with preferring(kernel):
             for threads in (1, 2, 3, 8, 1):
                 torch.set_num_threads(threads)
                 leaf, weight = x.clone().requires_grad_(), w.clone().requires_grad_()
                 y = masked_conv2d(leaf, weight, mask, b, padding=1)
                 y.pow(2).sum().backward()
-                results.append((y.detach(), leaf.grad, weight.grad))
+                # What this kernel computed: another's choice may depend on how many threads there are.
+                ran = {"sampled": [weight.grad], "direct": [y.detach(), leaf.grad, weight.grad]}
+                results.append(ran.get(kernel, [y.detach(), leaf.grad]))
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:
@@ -265,11 +270,29 @@ def test_soft_masks_and_gates_get_gradients(backend):
             torch.testing.assert_close(got, want, atol=1e-2, rtol=1e-4)
 
 
-def test_large_images_are_cut_into_strips():
+@pytest.mark.parametrize("kernel", ["accumulate", "shifted"])
+def test_large_images_are_cut_into_strips(kernel):
     # More rows than a strip has, and more channels than leave a strip in cache.
     x, w, b = operands((1, 300, 20, (3, 3), 45, 35))
-    with preferring("accumulate"):
+    with preferring(kernel):
         check(x, w, Mask.random(w.shape, 0.05), b, 1, 1)
+
+
+def shifts(kernel, stride, padding, dilation, direction="forward", groups=1):
+    """Whether `shifted` could run a convolution of 80 channels."""
+    mask = Mask.random((80, 80 // groups, *kernel), 0.3)
+    about = [2, 80, 15, 15], [*kernel], mask.bits, mask.plan, [1, stride], [0, padding], [1, dilation], groups
+    listed = torch.ops.maskfuse.masked_conv2d_candidates(direction, *about, torch.float32, False)
+    return "shifted" in [line.split()[0] for line in listed.splitlines()]
+
+
+@pytest.mark.skipif(torch.ops.maskfuse.cpu_level() == "scalar", reason="vectors only")
+def test_what_one_copy_of_the_input_serves():
+    assert shifts((3, 3), 1, 1, 1) and shifts((3, 3), 1, 1, 1, "input_grad") and shifts((2, 3), 1, 4, 2)
+    assert not shifts((3, 3), 2, 1, 1) and not shifts((3, 3), 2, 1, 1, "input_grad")  # lanes of every other pixel
+    assert not shifts((3, 5), 1, 1, 1) and not shifts((1, 1), 1, 0, 1)
+    assert not shifts((3, 3), 1, 5, 1) and not shifts((3, 3), 1, 0, 3)  # shifted by more than four doubles
+    assert not shifts((3, 3), 1, 1, 1, "weight_grad") and not shifts((3, 3), 1, 1, 1, groups=2)
 
 
 BAD = {
@@ -333,7 +356,8 @@ def test_explain_names_what_runs():
     explained = maskfuse.explain(mask, batch=8, size=(14, 14))
     assert explained.op == "masked_conv2d"
     if maskfuse.build_info()["cpu_level"] != "scalar":
-        assert explained.kernels["forward"].startswith("accumulate")
+        assert explained.kernels["forward"].split()[0] in ("accumulate", "shifted")
+        assert {"accumulate", "shifted"} <= set(explained.estimates["forward"])
         assert explained.kernels["weight_grad"].startswith("sampled")
         last = maskfuse.explain(mask, batch=8, size=(14, 14), memory_format=torch.channels_last)
         assert last.estimates["forward"]["library"] < explained.estimates["forward"]["library"]
@@ -386,7 +410,7 @@ def test_strides_beyond_the_image(stride):
     x, w = torch.randn(2, 24, 6, 6), torch.randn(24, 24, 3, 3)
     mask = Mask.random(w.shape, 0.1)
     want = reference.masked_conv2d(x[:, :, :3, :3], w, mask)
-    for kernel in ("accumulate", "direct", "library"):
+    for kernel in ("accumulate", "shifted", "direct", "library"):
         torch.ops.maskfuse.prefer_masked_conv2d_kernel(kernel)
         try:
             torch.testing.assert_close(masked_conv2d(x, w, mask, None, stride), want, atol=1e-4, rtol=1e-4)

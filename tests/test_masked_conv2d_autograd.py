@@ -59,7 +59,7 @@ def test_gradgradcheck(backend, x, w, b, mask):
     assert gradgradcheck(lambda x, w, b: masked_conv2d(x, w, mask, b, *GEOMETRY), args, check_fwd_over_rev=True)
 
 
-@pytest.mark.parametrize("kernel", ["accumulate", "direct", "library", "naive"])
+@pytest.mark.parametrize("kernel", ["accumulate", "shifted", "direct", "library", "naive"])
 def test_the_kernels_with_a_plan(x, w, b, mask, kernel):
     plan = planned(mask.bits, IN * 6, OUT, 6)
     op = maskfuse.ops.masked_conv2d

@@ -46,6 +46,7 @@ void schedule_vectors(ConvSchedule& s, const MaskedConv& g, const MaskedConvKern
   s.first_at = shared.add(c.kernel_h * 8);
   s.lines_at = shared.add(c.columns() * 4);
   s.offsets_at = shared.add(plan.header->column_bytes * 2);
+  s.passed_at = shared.add(panels * (int64_t)sizeof(PassedRows));
   s.values_at = shared.add(g.pass == Pass::weight_grad || packed ? 0 : ordered_values(plan) * element);
   const int64_t in = std::min(c.in, ceil_div(plan.header->chunk, c.taps()) + 1);  // channels in lanes at a time
   int64_t out;

@@ -46,6 +46,12 @@ struct ListColumn {
   uint32_t list, offset;
 };
 
+// Rows of a panel of the plan that have no entry in the first chunk, and in the last.
+struct PassedRows {
+  int16_t count[2];
+  uint8_t rows[2][256];
+};
+
 // Of where a lane is in an image, by masked_conv2d_strip.h's LaneMap.
 inline constexpr int64_t kLaneMapBytes = 40;
 
@@ -100,8 +106,8 @@ struct ConvSchedule {
   int64_t phase_count;
   int64_t slices;
   // shared: the staged row of each dy, the line of each of the weight's columns in a strip, offsets of the plan's
-  // columns, values, partial sums; of lists, the weight's columns and where they begin.
-  size_t first_at, lines_at, columns_at, bounds_at, offsets_at, values_at, sums_at, shared_bytes;
+  // columns, values, partial sums, rows without entries; of lists, the weight's columns and where they begin.
+  size_t first_at, lines_at, passed_at, columns_at, bounds_at, offsets_at, values_at, sums_at, shared_bytes;
   // scratch: of a strip, a chunk of the input, the output, and where lanes are.
   size_t input_at, output_at, map_at, scratch_bytes;
   DirectSchedule direct;

@@ -19,6 +19,12 @@ static inline bool channel_is_active(const uint32_t* pattern, int64_t channel, i
 template <class V, class T>
 static inline void stage_spans(const T* channel, const LaneMap<V>& map, typename V::S* lines) {
   constexpr int W = V::W, kUnit = LaneMap<V>::kUnit, kVectors = LaneMap<V>::kVectors;
+  if (map.whole && map.inside == 1 && map.rows == 1) {
+    channel += map.shift[0];
+    for (int64_t v = 0; v < map.patterns * kVectors; ++v)
+      V::store(lines + v * W, V::load_n(channel + map.spans[v][0].from, W));
+    return;
+  }
   for (int64_t p = 0; p < map.patterns; ++p)
     for (int v = 0; v < kVectors; ++v) {
       const Span one = map.spans[p * kVectors + v][0], two = map.spans[p * kVectors + v][1];

@@ -83,7 +83,7 @@ struct LaneMap {
   Span (*spans)[2];                      // [pattern][vector]; of no lanes where a vector needs fewer
   int32_t* count;                        // [pattern][vector]
   uint32_t spread;                       // bits `step` apart
-  bool in_spans;                         // two a vector hold all
+  bool in_spans, whole;                  // two a vector hold all; one does, and has all lanes
   int touched;                           // elements, one in each line of memory that lanes of a row are in
   int64_t touch[kMostTouched];
 
@@ -106,6 +106,7 @@ struct LaneMap {
         row_step(1),
         spread(0),
         in_spans(false),
+        whole(false),
         touched(0) {
     shift = (int64_t*)memory;
     sorted = (StagedRow*)(shift + rows);
@@ -133,10 +134,11 @@ struct LaneMap {
 
   // Once all places are known.
   void find_runs() {
-    in_spans = step == 1;
+    in_spans = whole = step == 1;
     for (int64_t v = 0; v < patterns * kVectors; ++v) {
       find_runs(v);
       in_spans &= count[v] <= 2;
+      whole &= spans[v][0].bits == V::kAll;
       for (int i = 0; i < count[v]; ++i) {
         const Piece& p = pieces[v * W + i];
         for (int64_t e = p.from; e < p.from + p.load + 15; e += 16)
@@ -173,6 +175,14 @@ struct LaneMap {
     if (s[0].bits == V::kAll) return V::store_n(to + s[0].from, value, W);
     for (int i = 0; i < 2; ++i)
       if (s[i].bits != 0) V::store_bits(to + s[i].from, value, s[i].bits);
+  }
+  // A vector of all lines, which are of one row or of one pattern, to a channel of the image.
+  template <class T>
+  void store_line(T* to, int vector, typename V::Reg value) const {
+    if (rows == 1)
+      store_spans(to + shift[0], vector, value);
+    else
+      store_spans(to + shift[vector / kVectors], vector % kVectors, value);
   }
 
  private:

@@ -27,6 +27,7 @@ struct ConvMemory {
   const int64_t* first;  // staged row that output row 0 reads, for each dy
   const int32_t* lines;  // of each of the weight's columns, in a strip of the input
   uint16_t* offsets;     // of each of the plan's columns, in lines from its chunk's first; of listed values, in elements
+  PassedRows* passed;        // of each panel
   const ListColumn* columns;
   uint32_t* bounds;
   char *values, *sums;
@@ -38,6 +39,7 @@ struct ConvMemory {
     first = (const int64_t*)(shared + s.first_at);
     lines = (const int32_t*)(shared + s.lines_at);
     offsets = (uint16_t*)(shared + s.offsets_at);
+    passed = (PassedRows*)(shared + s.passed_at);
     columns = (const ListColumn*)(shared + s.columns_at);
     bounds = (uint32_t*)(shared + s.bounds_at);
     values = shared + s.values_at, sums = shared + s.sums_at;
@@ -99,12 +101,29 @@ static void exchanged_values(const MaskedConv& g, const Tiles& tiles, int64_t pa
   }
 }
 
+static PassedRows passed_rows(const Tiles& tiles, int64_t panel) {
+  PassedRows passed{};
+  const int64_t tall = min64(tiles.panel, tiles.rows - panel * tiles.panel);
+  for (int side = 0; side < 2; ++side) {
+    Tile tile;
+    tiles.at(panel, side == 0 ? 0 : tiles.chunks() - 1, tile);
+    bool listed[256] = {};
+    const uint8_t* rows = tile.rows;
+    for (int i = 0; i < tile.run_count; ++i)
+      for (int n = tile.runs[i].entries * tile.runs[i].width; n > 0; --n) listed[*rows++] = true;
+    for (int64_t r = 0; r < tall; ++r)
+      if (!listed[r]) passed.rows[side][passed.count[side]++] = (uint8_t)r;
+  }
+  return passed;
+}
+
 // Part: n panels.
 template <class V, class T, bool kExchanged>
 static void conv_values_task(const MaskedConv& g, const ConvPart& part) {
   const MaskedGemm w = weight_problem(g);
   const Tiles tiles(w, Part{});
   conv_offsets_task(g, part);
+  for (int64_t panel = part.n0; panel < part.n1; ++panel) ConvMemory(part).passed[panel] = passed_rows(tiles, panel);
   if (g.packed && g.packed->ordered) return;
   auto* const values = (typename V::S*)ConvMemory(part).values;
   for (int64_t panel = part.n0; panel < part.n1; ++panel) {

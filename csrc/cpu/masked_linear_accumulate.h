@@ -24,18 +24,18 @@ namespace {
 
 // One row: kVectors sums, twice where registers allow, so that an addition need not wait for the one before. The line
 // of a column c begins kStep * c behind x: columns are numbers of lines, or their places (masked_conv2d_accumulate.h).
-template <class V, int kVectors, int kStep, class Column>
+// sums.load(row, v, registers) and sums.store are where a row's sums, from vector v on, come from and go.
+template <class V, int kVectors, int kStep, class Column, class Sums>
 static inline void accumulate_single(const typename V::S* x, const Column* columns, int length,
-                                     const typename V::S* values, typename V::S* y) {
+                                     const typename V::S* values, int row, const Sums& sums) {
   using Reg = typename V::Reg;
   constexpr int W = V::W;
   constexpr int kSets = kVectors * 2 <= V::kRegisters / 2 ? 2 : 1;
   Reg sum[kSets][kVectors];
+  sums.load(row, 0, sum[0]);
+  if constexpr (kSets == 2)
 #pragma GCC unroll 8
-  for (int v = 0; v < kVectors; ++v) {
-    sum[0][v] = V::load(y + v * W);
-    if constexpr (kSets == 2) sum[1][v] = V::zero();
-  }
+    for (int v = 0; v < kVectors; ++v) sum[1][v] = V::zero();
   const auto add = [&](int set, int k) __attribute__((always_inline)) {
     const typename V::S* line = x + (int64_t)columns[k] * kStep;
     const Reg w = V::set1(values[k]);
@@ -46,23 +46,23 @@ static inline void accumulate_single(const typename V::S* x, const Column* colum
   if constexpr (kSets == 2)
     for (; k + 2 <= length; k += 2) add(0, k), add(1, k + 1);
   for (; k < length; ++k) add(0, k);
+  if constexpr (kSets == 2)
 #pragma GCC unroll 8
-  for (int v = 0; v < kVectors; ++v) V::store(y + v * W, kSets == 2 ? V::add(sum[0][v], sum[1][v]) : sum[0][v]);
+    for (int v = 0; v < kVectors; ++v) sum[0][v] = V::add(sum[0][v], sum[1][v]);
+  sums.store(row, 0, sum[0]);
 }
 
 // Four rows with one list, kStrip vectors of them at a time.
-template <class V, int kVectors, int kStep, class Column>
+template <class V, int kVectors, int kStep, class Column, class Sums>
 static inline void accumulate_four(const typename V::S* x, const Column* columns, int length,
-                                   const typename V::S* values, typename V::S* const* y) {
+                                   const typename V::S* values, const uint8_t* rows, const Sums& sums) {
   using Reg = typename V::Reg;
   constexpr int W = V::W;
   constexpr int kStrip = kVectors < V::kRegisters / 8 ? kVectors : V::kRegisters / 8;
   for (int strip = 0; strip < kVectors; strip += kStrip) {
     Reg sum[4][kStrip];
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i)
-#pragma GCC unroll 4
-      for (int v = 0; v < kStrip; ++v) sum[i][v] = V::load(y[i] + (strip + v) * W);
+    for (int i = 0; i < 4; ++i) sums.load(rows[i], strip, sum[i]);
     for (int k = 0; k < length; ++k) {
       const typename V::S* from = x + (int64_t)columns[k] * kStep + strip * W;
       Reg line[kStrip];
@@ -76,11 +76,26 @@ static inline void accumulate_four(const typename V::S* x, const Column* columns
       }
     }
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i)
-#pragma GCC unroll 4
-      for (int v = 0; v < kStrip; ++v) V::store(y[i] + (strip + v) * W, sum[i][v]);
+    for (int i = 0; i < 4; ++i) sums.store(rows[i], strip, sum[i]);
   }
 }
+
+// Sums in lines, one for each row of a panel.
+template <class V, int kPitch>
+struct LineSums {
+  typename V::S* lines;
+
+  template <int kCount>
+  void load(int row, int v, typename V::Reg (&sum)[kCount]) const {
+#pragma GCC unroll 8
+    for (int i = 0; i < kCount; ++i) sum[i] = V::load(lines + row * kPitch + (v + i) * V::W);
+  }
+  template <int kCount>
+  void store(int row, int v, const typename V::Reg (&sum)[kCount]) const {
+#pragma GCC unroll 8
+    for (int i = 0; i < kCount; ++i) V::store(lines + row * kPitch + (v + i) * V::W, sum[i]);
+  }
+};
 
 // Asks for what is read next while entries are worked on, a share with each: they visit lines in an order that the
 // hardware does not foresee.
@@ -98,10 +113,10 @@ struct FetchBytes {
   }
 };
 
-// One tile: x is its first column's line; the sums of the panel's row r are at place(r).
-template <class V, int kVectors, int kStep, class Column, class Fetch, class Place>
+// One tile: x is its first column's line; `sums` has those of the panel's rows.
+template <class V, int kVectors, int kStep, class Column, class Fetch, class Sums>
 static void accumulate_tile(const Tile& tile, const Column* columns, const typename V::S* x, Fetch&& fetch,
-                            const typename V::S* values, const Place& place) {
+                            const typename V::S* values, const Sums& sums) {
   const uint8_t* rows = tile.rows;
   for (int i = 0; i < tile.run_count; ++i) {
     const PlanRun run = tile.runs[i];
@@ -109,13 +124,12 @@ static void accumulate_tile(const Tile& tile, const Column* columns, const typen
     if (run.width == 1) {
       for (int e = 0; e < run.entries; ++e, columns += step, values += run.length) {
         fetch();
-        accumulate_single<V, kVectors, kStep>(x, columns, run.length, values, place(*rows++));
+        accumulate_single<V, kVectors, kStep>(x, columns, run.length, values, *rows++, sums);
       }
     } else {
       for (int e = 0; e < run.entries; ++e, columns += step, values += 4 * run.length, rows += 4) {
         fetch();
-        typename V::S* const to[4] = {place(rows[0]), place(rows[1]), place(rows[2]), place(rows[3])};
-        accumulate_four<V, kVectors, kStep>(x, columns, run.length, values, to);
+        accumulate_four<V, kVectors, kStep>(x, columns, run.length, values, rows, sums);
       }
     }
   }
@@ -155,7 +169,7 @@ static void accumulate_panel(const MaskedGemm& g, const Tiles& tiles, int64_t pa
       const S* const lines = x + tile.column0 * kPitch;
       accumulate_tile<V, kVectors, kPitch>(
           tile, tile.columns, lines, FetchBytes(tile, lines + tile.width * kPitch, next * kPitch * (int64_t)sizeof(S)),
-          values + tile.value, [&](int row) __attribute__((always_inline)) { return y + row * kPitch; });
+          values + tile.value, LineSums<V, kPitch>{y});
     }
   });
   from_lanes<V>(y, block.vectors, block.rows, tall, (T*)g.c + block.begin * g.c_ld + n, g.c_ld);

@@ -90,7 +90,7 @@ void one_problem(Pass pass, Dtype dtype, const Case& c, double density, bool cha
   const struct {
     const char* kernel;
     const Plan* plan;
-  } ways[] = {{"direct", nullptr}, {"direct", &plan}, {planned, &plan}};
+  } ways[] = {{"direct", nullptr}, {"direct", &plan}, {planned, &plan}, {"shifted", &plan}};
   for (const auto& [kernel, with] : ways)
     for (Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512}) {
       if (!isa_available(isa)) continue;
@@ -142,6 +142,10 @@ int main() {
       {5, 12, 17, 2, 1, 3, 3, 1, 1, 1, 1, 1, 1},    // images of a few pixels
       {1, 70, 300, 3, 3, 3, 3, 1, 1, 0, 0, 1, 1},   // several panels and chunks, one pixel
       {2, 8, 12, 6, 5, 3, 3, 1, 1, 1, 1, 1, 1, 4},  // groups
+      {2, 70, 20, 5, 33, 3, 3, 1, 1, 1, 1, 1, 1},   // of one copy of the input, several strips and chunks
+      {3, 5, 40, 4, 16, 3, 3, 2, 1, 1, 1, 1, 2},    // images that end with strips; shifts by -1, 1 and 3
+      {2, 9, 33, 3, 21, 2, 3, 1, 1, 0, 3, 1, 1},    // shifts to one side, more columns than the input has
+      {2, 9, 33, 3, 21, 1, 3, 1, 1, 0, 0, 1, 2},    // to the other, fewer columns
   };
   for (int pass = 0; pass < 3; ++pass)
     for (int dtype = 0; dtype < 4; ++dtype)

@@ -54,6 +54,7 @@ _KERNELS = {
     "row_dot": "dot products over rows of the weight, mask applied in the load",
     "streamed": "rows of the weight streamed past sums held in cache, mask applied in the load",
     "accumulate": "active weights times lines of the batch or of pixels; four rows at once where they share columns",
+    "shifted": "active weights times lines of pixels of one copy of the input, a sum for each of a kernel's columns",
     "sampled": "one product over the batch, or over all pixels, for each active weight",
     "tiled": "register tiles of the gradient, masked as they are stored; empty ones skipped",
     "direct": "register tiles over all weights of the active channels, the mask applied as they are copied",
