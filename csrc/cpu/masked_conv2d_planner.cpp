@@ -19,8 +19,8 @@ int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 // activations.
 // clang-format off
 //                           phase  weight product lane  value down  long  entry single shared visit sample tile  result call    library read   moved
-constexpr double kAvx512[] = {24400, 23.8,  0.207,  2.77, 2.02, 3.15, 1.48, 4.61, 0.266, 0.833, 7.53, 0.452, 3.82,  0.308, 140000, 0.807, 0.861, 0.559};
-constexpr double kAvx2[]   = {21500, 16.2,  0.194,  3.97, 1.81, 2.94, 1.70, 3.69, 0.427, 1.850, 13.6, 0.624, 1.09,  0.391, 109000, 0.826, 1.040, 0.631};
+constexpr double kAvx512[] = {20200, 24.3,  0.210,  3.24, 2.45, 3.76, 1.77, 3.45, 0.256, 0.806, 9.02, 0.444, 3.53,  0.354, 122000, 0.801, 0.929, 0.562};
+constexpr double kAvx2[]   = {16400, 16.7,  0.197,  3.34, 2.13, 3.67, 2.25, 3.67, 0.444, 1.510, 15.4, 0.607, 0.854, 0.455, 100000, 0.832, 1.130, 0.557};
 // clang-format on
 static_assert(sizeof(kAvx512) / sizeof(double) == kRates && sizeof(kAvx2) / sizeof(double) == kRates);
 
