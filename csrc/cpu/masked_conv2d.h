@@ -81,13 +81,13 @@ inline constexpr int64_t kMostSlices = 8;
 
 struct MaskedConvKernels {
   // [dtype]
-  ConvTask values[2][4];   // forward, input_grad: first phase; n panels
-  ConvTask accumulate[4];  // forward, input_grad: m strips, n panels
+  ConvTask values[2][4];                            // forward, input_grad: first phase; n panels
+  ConvTask accumulate[4];                           // forward, input_grad: m strips, n panels
   ConvTask list_lengths[4], list_bounds, lists[4];  // shifted, first phases: n channels of the output
   ConvTask shifted[4];                              // m strips, n channels of the output
-  ConvTask offsets;        // weight_grad, first phase: n panels
-  ConvTask sampled[4];     // m slices, n panels
-  ConvTask reduced[4];     // n panels
+  ConvTask offsets;                                 // weight_grad, first phase: n panels
+  ConvTask sampled[4];                              // m slices, n panels
+  ConvTask reduced[4];                              // n panels
   int32_t vector_bytes;
 };
 

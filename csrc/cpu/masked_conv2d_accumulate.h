@@ -23,7 +23,7 @@ struct StripSums {
   using S = typename V::S;
   using Reg = typename V::Reg;
 
-  S* lines;          // where they are between chunks, `plane` elements a row
+  S* lines;  // where they are between chunks, `plane` elements a row
   int64_t plane;
   const T* bias;     // [row] or null
   bool first, last;  // chunk: sums begin, and go to the image
@@ -123,8 +123,8 @@ static void conv_accumulate_task(const MaskedConv& g, const ConvPart& part) {
               add(StripSums<V, T, false>{lines, plane});
               continue;
             }
-            const StripSums<V, T, true> sums{lines, plane, bias, begins, ends, &to,
-                                             (T*)g.output.data + row * g.output.c, g.output.c};
+            const StripSums<V, T, true> sums{
+                lines, plane, bias, begins, ends, &to, (T*)g.output.data + row * g.output.c, g.output.c};
             add(sums);
             const PassedRows& passed = memory.passed[panel];
             const int side = begins ? 0 : 1;

@@ -57,10 +57,9 @@ static inline void for_listed(const MaskedConv& g, const ConvPart& part, F&& f) 
   const T* const weight = (const T*)g.weight;
   const int64_t taps = g.shape.taps();
   if (g.pass == Pass::forward) {
-    for_weights(g, part.n0, part.n1, 0, g.shape.in * taps,
-                [&](int64_t row, int64_t k) __attribute__((always_inline)) {
-                  f(columns[k].list + row * kShifts, columns[k].offset, weight + row * g.weight_ld + k);
-                });
+    for_weights(g, part.n0, part.n1, 0, g.shape.in * taps, [&](int64_t row, int64_t k) __attribute__((always_inline)) {
+      f(columns[k].list + row * kShifts, columns[k].offset, weight + row * g.weight_ld + k);
+    });
   } else {
     for_weights(g, 0, g.shape.in, part.n0 * taps, part.n1 * taps,
                 [&](int64_t row, int64_t k) __attribute__((always_inline)) {

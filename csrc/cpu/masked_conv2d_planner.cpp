@@ -14,7 +14,7 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 // Nanoseconds on one core, in the order of `Rate`; a phase's and a call's on the whole call. Measured on the machine of
-// masked_linear_planner.cpp's table by bench/calibrate.py --op masked_conv2d, where choosing by them took 4 % longer
+// masked_linear_planner.cpp's table by bench/calibrate.py --op masked_conv2d, where choosing by them took 2 % longer
 // than the best choice (AVX2: 3 %). A lane is a line of 64 bytes here, and `moved` an element of the library's
 // activations.
 // clang-format off
@@ -260,11 +260,11 @@ int candidates(const MaskedConv& g, const ActiveChannels& active, Isa isa, int t
   const double* const rates = isa == Isa::avx512 ? kAvx512 : kAvx2;
   for (int i = 0; i < count; ++i) {
     Candidate& c = list[i];
-    c.work = c.kernel == Kernel::library  ? library_work(g, active)
+    c.work = c.kernel == Kernel::library   ? library_work(g, active)
              : c.kernel == Kernel::shifted ? shifted_work(form, shifted_strips, shifted)
-             : c.kernel == Kernel::direct ? direct_work(g, active, direct.gathered, isa)
-             : c.kernel == Kernel::naive  ? Work{}
-                                          : vector_work(c.kernel, form, s);
+             : c.kernel == Kernel::direct  ? direct_work(g, active, direct.gathered, isa)
+             : c.kernel == Kernel::naive   ? Work{}
+                                           : vector_work(c.kernel, form, s);
     c.nanoseconds = 0;
     for (int r = 0; r < kRates; ++r)
       c.nanoseconds += c.work.count[r] * rates[r] / (r == kPhase || r == kCall ? 1 : threads);
@@ -282,8 +282,8 @@ bool prefer_conv_kernel(const char* name) {
     preferred = -1;
     return true;
   }
-  for (Kernel kernel : {Kernel::naive, Kernel::accumulate, Kernel::sampled, Kernel::shifted, Kernel::direct,
-                        Kernel::library}) {
+  for (Kernel kernel :
+       {Kernel::naive, Kernel::accumulate, Kernel::sampled, Kernel::shifted, Kernel::direct, Kernel::library}) {
     if (std::strcmp(name, kernel_name(kernel)) != 0) continue;
     preferred = (int)kernel;
     return true;

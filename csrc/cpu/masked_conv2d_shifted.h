@@ -5,7 +5,8 @@
 // Lanes are places side by side of image rows, image after image, `pitch` places each; a strip is two units of them
 // and two rows of the output. With s(dx) = sum over channels and dy of w[dy, dx] x[y + dy, lane]:
 //
-//   y[lane] = s(0)[lane + shift(0)] + s(1)[lane + shift(1)] + s(2)[lane + shift(2)]        shift(dx) = dx dilation - pad
+//   y[lane] = s(0)[lane + shift(0)] + s(1)[lane + shift(1)] + s(2)[lane + shift(2)]        shift(dx) = dx dilation -
+//   pad
 //
 // where lane + shift is in the image of `lane`, else nothing. The outermost lanes of a strip, which lack a neighbour,
 // are the next strip's too, unless images end there.
@@ -53,8 +54,7 @@ static LaneMap<V> shifted_map(const Image& image, int64_t width, const ShiftedLa
   LaneMap<V> map(kShiftedUnits, rows, image.x, memory);
   map.pattern_step = 1, map.row_step = kShiftedUnits;
   for (int64_t place = begin; place < end; ++place)
-    if (place % s.pitch < width)
-      map.places[place - first] = place / s.pitch * image.n + place % s.pitch * image.x;
+    if (place % s.pitch < width) map.places[place - first] = place / s.pitch * image.n + place % s.pitch * image.x;
   map.find_runs();
   return map;
 }
@@ -112,8 +112,8 @@ static inline void add_shifted(const typename V::Reg* sum, const Shift<V>& shift
   }
 }
 
-// What a chunk of the input's channels gives to kRows rows of a strip, in so many of the output's channels, the first of
-// which has `bounds`. start(channel, result) tells what they were, store(channel, result) takes what they are.
+// What a chunk of the input's channels gives to kRows rows of a strip, in so many of the output's channels, the first
+// of which has `bounds`. start(channel, result) tells what they were, store(channel, result) takes what they are.
 template <class V, int kRows, class Start, class Store>
 static inline void shifted_rows(const ConvMemory& memory, const uint32_t* bounds, int64_t channels,
                                 const typename V::S* x, const Shift<V>* shifts, const Start& start,

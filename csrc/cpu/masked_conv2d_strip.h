@@ -129,7 +129,8 @@ struct LaneMap {
   void sort_rows() {
     int64_t last = rows;
     inside = 0;
-    for (int64_t r = 0; r < rows; ++r) sorted[shift[r] == kOutside ? --last : inside++] = {shift[r], r * row_step * kUnit};
+    for (int64_t r = 0; r < rows; ++r)
+      sorted[shift[r] == kOutside ? --last : inside++] = {shift[r], r * row_step * kUnit};
   }
 
   // Once all places are known.

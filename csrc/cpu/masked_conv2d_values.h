@@ -26,8 +26,8 @@ static inline Tiles tiles_of(const MaskedConv& g) { return Tiles(weight_problem(
 struct ConvMemory {
   const int64_t* first;  // staged row that output row 0 reads, for each dy
   const int32_t* lines;  // of each of the weight's columns, in a strip of the input
-  uint16_t* offsets;     // of each of the plan's columns, in lines from its chunk's first; of listed values, in elements
-  PassedRows* passed;        // of each panel
+  uint16_t* offsets;   // of each of the plan's columns, in lines from its chunk's first; of listed values, in elements
+  PassedRows* passed;  // of each panel
   const ListColumn* columns;
   uint32_t* bounds;
   char *values, *sums;

@@ -136,9 +136,9 @@ Work work_of(Kernel kernel, const MaskedGemm& g) {
 }  // namespace
 
 const char* rate_name(int rate) {
-  static const char* const names[] = {"phase",  "weight", "product", "lane",   "value",  "value_down",
-                                      "long",   "entry",  "single",  "shared", "visit",  "sample", "tile",
-                                      "result", "call",   "library", "read",   "moved"};
+  static const char* const names[] = {"phase", "weight", "product", "lane",    "value", "value_down",
+                                      "long",  "entry",  "single",  "shared",  "visit", "sample",
+                                      "tile",  "result", "call",    "library", "read",  "moved"};
   static_assert(sizeof(names) / sizeof(names[0]) == kRates);
   return names[rate];
 }
