@@ -295,6 +295,16 @@ def test_what_one_copy_of_the_input_serves():
     assert not shifts((3, 3), 1, 1, 1, "weight_grad") and not shifts((3, 3), 1, 1, 1, groups=2)
 
 
+def test_a_plan_of_fewer_weights_is_refused():
+    x, w, _ = operands((2, 40, 40, (3, 3), 9, 14))
+    plan, many = Mask.random(w.shape, 0.1), Mask.random(w.shape, 0.3)
+    with preferring("shifted"):
+        if not shifts((3, 3), 1, 1, 1):
+            pytest.skip("vectors only")
+        with pytest.raises(RuntimeError, match="plan is not of the mask that bits are"):
+            torch.ops.maskfuse.masked_conv2d(x, w, many.bits, plan.plan, None, [1, 1], [1, 1], [1, 1], 1)
+
+
 BAD = {
     "integer input": (lambda x, w, m: (x.int(), w, m), TypeError, "input must be float32"),
     "weight of three dimensions": (lambda x, w, m: (x, w[0], m), ValueError, r"weight must have shape \[out, in"),

@@ -80,14 +80,14 @@ void schedule_vectors(ConvSchedule& s, const MaskedConv& g, const MaskedConvKern
 // `g` in its forward form.
 void schedule_shifted(ConvSchedule& s, const MaskedConv& g, const MaskedConvKernels& table, int threads) {
   const ConvShape& c = g.shape;
-  const int64_t element = g.dtype == Dtype::f64 ? 8 : 4, values = g.plan->header->values;
+  const int64_t element = g.dtype == Dtype::f64 ? 8 : 4, values = g.plan->header->active;
   const int d = (int)g.dtype;
   shifted_lanes(g, s.strips, s.shifted);
   const int64_t strips = s.strips.strips();
   Layout shared, scratch;
   s.first_at = shared.add(c.kernel_h * 8);
   s.columns_at = shared.add((g.pass == Pass::forward ? c.in : c.out) * c.taps() * (int64_t)sizeof(ListColumn));
-  s.bounds_at = shared.add((s.shifted.lists(c) + 1) * 4);
+  s.bounds_at = shared.add((s.shifted.lists(c) + 2) * 4);
   s.offsets_at = shared.add(values * 2);
   s.values_at = shared.add(values * element);
   s.shared_bytes = shared.bytes;
@@ -214,7 +214,7 @@ void prepare_lists(bool turned, const ConvShape& c, const ConvSchedule& s, void*
         *column++ = {(uint32_t)(list + (turned ? kShifts - 1 - dx : dx)),
                      (uint32_t)(offset + first[turned ? c.kernel_h - 1 - dy : dy] * kShiftedUnits * s.strips.unit)};
   }
-  std::memset((char*)shared + s.bounds_at, 0, (size_t)(lanes.lists(c) + 1) * 4);
+  std::memset((char*)shared + s.bounds_at, 0, (size_t)(lanes.lists(c) + 2) * 4);
 }
 
 }  // namespace
@@ -233,6 +233,12 @@ void prepare(const MaskedConv& g, const ConvSchedule& s, void* shared) {
       for (int64_t dx = 0; dx < c.kernel_w; ++dx)
         *line++ = (int32_t)(channel * strips.plane + (turned ? c.kernel_w - 1 - dx : dx) * strips.staged_rows +
                             first[turned ? c.kernel_h - 1 - dy : dy]);
+}
+
+bool plan_fits(const MaskedConv& g, const ConvSchedule& s, const void* shared) {
+  if (s.kernel != Kernel::shifted) return true;
+  const auto* const bounds = (const uint32_t*)((const char*)shared + s.bounds_at);
+  return bounds[s.shifted.lists(forward_form(g).shape) + 1] == 0;
 }
 
 void run_task(const MaskedConv& g, const ConvSchedule& s, int phase, int64_t index, void* shared, void* scratch) {

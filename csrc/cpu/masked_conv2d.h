@@ -119,6 +119,9 @@ ConvSchedule schedule(const MaskedConv& problem, Isa isa, int threads);
 // What must be done before the first phase: fills the part of `shared` that every task reads.
 void prepare(const MaskedConv& problem, const ConvSchedule& schedule, void* shared);
 
+// After the last phase: false where bits are set that the plan does not have, and nothing was computed.
+bool plan_fits(const MaskedConv& problem, const ConvSchedule& schedule, const void* shared);
+
 void run_task(const MaskedConv& problem, const ConvSchedule& schedule, int phase, int64_t index, void* shared,
               void* scratch);
 

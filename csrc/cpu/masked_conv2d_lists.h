@@ -6,6 +6,9 @@
 //
 //   bounds[list] ... bounds[list + 1]    values[], offsets[]
 //
+// There is room for as many as the plan has. Where more bits are set, the plan is another mask's: the number behind the
+// last bound says so, and nothing is computed.
+//
 // Three phases: lists' lengths, where they begin, what they hold. In input_grad, where channels are exchanged, a row of
 // the weight is a channel of the input, and its columns are the output's.
 #pragma once
@@ -76,6 +79,11 @@ static void list_lengths_task(const MaskedConv& g, const ConvPart& part) {
   for_listed<T>(g, part, [&](int64_t list, int64_t, const T*) __attribute__((always_inline)) { ++length[list]; });
 }
 
+// Whether there are more weights than there is room for. After list_bounds_task.
+static inline bool too_many(const MaskedConv& g, const ConvPart& part) {
+  return ConvMemory(part).bounds[part.schedule->shifted.lists(g.shape) + 1] != 0;
+}
+
 // Leaves in bounds[list + 1] where the list begins.
 static void list_bounds_task(const MaskedConv& g, const ConvPart& part) {
   uint32_t* const bounds = ConvMemory(part).bounds;
@@ -86,6 +94,7 @@ static void list_bounds_task(const MaskedConv& g, const ConvPart& part) {
     bounds[i] = begin;
     begin += length;
   }
+  bounds[lists + 1] = begin > g.plan->header->active;
 }
 
 // Part: n channels of the output. Leaves in bounds[list + 1] where the list ends.
@@ -93,6 +102,7 @@ template <class V, class T>
 static void lists_task(const MaskedConv& g, const ConvPart& part) {
   const ConvMemory memory(part);
   auto* const values = (typename V::S*)memory.values;
+  if (too_many(g, part)) return;
   for_listed<T>(g, part, [&](int64_t list, int64_t offset, const T* weight) __attribute__((always_inline)) {
     const uint32_t at = memory.bounds[list + 1]++;
     values[at] = widen(weight);

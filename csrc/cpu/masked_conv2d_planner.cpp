@@ -14,13 +14,13 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 // Nanoseconds on one core, in the order of `Rate`; a phase's and a call's on the whole call. Measured on the machine of
-// masked_linear_planner.cpp's table by bench/calibrate.py --op masked_conv2d, where choosing by them took 2 % longer
-// than the best choice (AVX2: 3 %). A lane is a line of 64 bytes here, and `moved` an element of the library's
+// masked_linear_planner.cpp's table by bench/calibrate.py --op masked_conv2d, where choosing by them took 3 % longer
+// than the best choice (AVX2: 2 %). A lane is a line of 64 bytes here, and `moved` an element of the library's
 // activations.
 // clang-format off
-//                           phase  weight product lane  value down  long  entry single shared visit sample tile  result call    library read   moved
-constexpr double kAvx512[] = {20200, 24.3,  0.210,  3.24, 2.45, 3.76, 1.77, 3.45, 0.256, 0.806, 9.02, 0.444, 3.53,  0.354, 122000, 0.801, 0.929, 0.562};
-constexpr double kAvx2[]   = {16400, 16.7,  0.197,  3.34, 2.13, 3.67, 2.25, 3.67, 0.444, 1.510, 15.4, 0.607, 0.854, 0.455, 100000, 0.832, 1.130, 0.557};
+//                           phase  weight product lane  value down  long  entry single shared shifted visit sample tile  result call    library read   moved
+constexpr double kAvx512[] = {18000, 24.9,  0.204,  3.56, 2.22, 3.54, 1.77, 1.92, 0.305, 0.799, 0.290, 7.84, 0.455, 3.23,  0.380, 112000, 0.792, 0.964, 0.530};
+constexpr double kAvx2[]   = {20800, 17.2,  0.188,  2.93, 2.06, 3.79, 1.98, 3.98, 0.464, 1.550, 0.484, 10.2, 0.611, 1.28,  0.429, 127000, 0.806, 1.030, 0.672};
 // clang-format on
 static_assert(sizeof(kAvx512) / sizeof(double) == kRates && sizeof(kAvx2) / sizeof(double) == kRates);
 
@@ -125,13 +125,13 @@ Work vector_work(Kernel kernel, const MaskedConv& g, const Strips& s) {
 
 Work shifted_work(const MaskedConv& g, const Strips& s, const ShiftedLanes& l) {
   const ConvShape& c = g.shape;
-  const double strips = (double)s.strips(), lines = (double)s.out_plane, values = (double)g.plan->header->values;
+  const double strips = (double)s.strips(), lines = (double)s.out_plane, values = (double)g.plan->header->active;
   Work w;
   w.count[kPhase] = 4;
   w.count[kLane] = strips * ((double)c.in * (double)s.plane + (double)c.out * lines);
   w.count[kVisit] = strips * lines * (double)c.out * (double)l.chunks;
   w.count[g.pass == Pass::forward ? kValue : kValueDown] = values;
-  w.count[kSingle] = values * strips * lines;
+  w.count[kShifted] = values * strips * lines;
   return w;
 }
 

@@ -163,6 +163,7 @@ static void shifted_task(const MaskedConv& g, const ConvPart& part) {
   const Strips& s = part.schedule->strips;
   const ShiftedLanes& lanes = part.schedule->shifted;
   const ConvMemory memory(part);
+  if (too_many(g, part)) return;
   S *const x = (S*)memory.input, *const y = (S*)memory.output;
   Shift<V> shifts[kShifts];
   for (int64_t m = part.m0; m < part.m1;) {

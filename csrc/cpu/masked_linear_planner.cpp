@@ -11,9 +11,9 @@ namespace {
 // (AMX generation, 2 cores at 3.8 GHz) by bench/calibrate.py, where choosing by them took 1 % longer than the best
 // choice; the library's are scaled by library_cost elsewhere.
 // clang-format off
-//                           phase  weight product lane   value  down  long   entry single shared visit sample tile   result call   library read   moved
-constexpr double kAvx512[] = {6250, 0.150, 0.181, 0.504, 2.150, 1.900, 0.432, 3.30, 0.195, 0.626, 0, 0.356, 0.797, 0.295, 20500, 0.710, 0.547, 0.432};
-constexpr double kAvx2[]   = {6550, 0.150, 0.324, 0.460, 1.620, 1.720, 0.440, 3.42, 0.341, 1.170, 0, 0.459, 1.550, 0.367, 18100, 0.713, 0.541, 0.521};
+//                           phase  weight product lane   value  down  long   entry single shared shifted visit sample tile   result call   library read   moved
+constexpr double kAvx512[] = {6250, 0.150, 0.181, 0.504, 2.150, 1.900, 0.432, 3.30, 0.195, 0.626, 0, 0, 0.356, 0.797, 0.295, 20500, 0.710, 0.547, 0.432};
+constexpr double kAvx2[]   = {6550, 0.150, 0.324, 0.460, 1.620, 1.720, 0.440, 3.42, 0.341, 1.170, 0, 0, 0.459, 1.550, 0.367, 18100, 0.713, 0.541, 0.521};
 // clang-format on
 static_assert(sizeof(kAvx512) / sizeof(double) == kRates && sizeof(kAvx2) / sizeof(double) == kRates);
 
@@ -136,9 +136,9 @@ Work work_of(Kernel kernel, const MaskedGemm& g) {
 }  // namespace
 
 const char* rate_name(int rate) {
-  static const char* const names[] = {"phase", "weight", "product", "lane",    "value", "value_down",
-                                      "long",  "entry",  "single",  "shared",  "visit", "sample",
-                                      "tile",  "result", "call",    "library", "read",  "moved"};
+  static const char* const names[] = {"phase",  "weight", "product", "lane",    "value", "value_down", "long",
+                                      "entry",  "single", "shared",  "shifted", "visit", "sample",     "tile",
+                                      "result", "call",   "library", "read",    "moved"};
   static_assert(sizeof(names) / sizeof(names[0]) == kRates);
   return names[rate];
 }

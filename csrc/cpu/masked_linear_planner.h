@@ -19,7 +19,8 @@ enum Rate {
   kEntry,      // an entry's sums loaded and stored, for a unit of the batch
   kSingle,     // an active weight times a unit
   kShared,     // a column of a list that four rows share, times a unit
-  kVisit,      // of convolutions, an entry's sums shifted and joined, for a unit of lanes
+  kShifted,    // of convolutions, an active weight times a unit in Kernel::shifted
+  kVisit,      // and a channel's sums in a chunk, shifted and joined, for a unit
   kSample,     // an active weight's product over a unit
   kTile,       // four rows times 64 bytes of columns times one row of the batch; of convolutions, a line of a tile
   kResult,     // an element of the gradient written

@@ -23,7 +23,7 @@ void attach_ordered(MaskedConv& g, Operands& keep, const std::vector<Tensor>& pl
   g.packed = &keep.packed;
 }
 
-void run(const MaskedConv& g, const ConvSchedule& s) {
+void run(const char* op, const MaskedConv& g, const ConvSchedule& s) {
   Buffer once;
   Buffer& buffer = s.shared_bytes > kKeptBytes ? once : thread_shared();
   void* const shared = s.shared_bytes > 0 ? buffer.get(s.shared_bytes) : nullptr;
@@ -32,6 +32,7 @@ void run(const MaskedConv& g, const ConvSchedule& s) {
   for (int phase = 0; phase < s.phase_count; ++phase) tasks[phase] = s.phases[phase].grid.tasks();
   run_phases(tasks, (int)s.phase_count, s.scratch_bytes,
              [&](int phase, int64_t task, void* scratch) { run_task(g, s, phase, task, shared, scratch); });
+  STD_TORCH_CHECK(plan_fits(g, s, shared), op, ": plan is not of the mask that bits are");
 }
 
 Tensor forward(const char* op, const Tensor& input, const Tensor& weight, const Tensor& bits,
@@ -66,7 +67,7 @@ Tensor forward(const char* op, const Tensor& input, const Tensor& weight, const 
   if (s.kernel == Kernel::library) return library_forward(g, input, w, bias, s.isa);
   Tensor out = empty_image(input, g.shape.batch, g.shape.out, g.shape.out_h, g.shape.out_w);
   g.output = image_of(out);
-  run(g, s);
+  run(op, g, s);
   return out;
 }
 
@@ -99,7 +100,7 @@ Tensor input_grad(const char* op, const Tensor& grad, const Tensor& weight, cons
   Tensor out = empty_image(grad, g.shape.batch, g.shape.in, g.shape.in_h, g.shape.in_w);
   if (g.shape.pixels() == 0) return torch::stable::zero_(out);
   g.input = image_of(out);
-  run(g, s);
+  run(op, g, s);
   return out;
 }
 
@@ -128,7 +129,7 @@ Tensor weight_grad(const char* op, const Tensor& grad, const Tensor& input, cons
   Tensor out = empty_cpu(grad, shape, 4);
   if (nothing) return torch::stable::zero_(out);
   g.weight_grad = out.mutable_data_ptr(), g.weight_grad_ld = g.shape.columns();
-  run(g, s);
+  run(op, g, s);
   return out;
 }
 
