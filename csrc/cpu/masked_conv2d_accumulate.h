@@ -25,11 +25,11 @@ struct StripSums {
 
   S* lines;  // where they are between chunks, `plane` elements a row
   int64_t plane;
-  const T* bias;     // [row] or null
-  bool first, last;  // chunk: sums begin, and go to the image
-  const LaneMap<V>* to;
-  T* image;  // of row 0
-  int64_t image_plane;
+  const T* bias = nullptr;           // [row] or null
+  bool first = false, last = false;  // chunk: sums begin, and go to the image
+  const LaneMap<V>* to = nullptr;
+  T* image = nullptr;  // of row 0
+  int64_t image_plane = 0;
 
   template <int kCount>
   void load(int row, int v, Reg (&sum)[kCount]) const {

@@ -89,7 +89,7 @@ bool plan_open(const void* bytes, int64_t size, int64_t rows, int64_t columns, P
   if (!within(h.runs, size) || !within(h.row_bytes, size) || !within(h.column_bytes, size) ||
       !within(h.single_entries, h.row_bytes) || !within(h.values, 4 * h.column_bytes) ||
       !within(h.most_panel_values, h.values) || !within(h.strips, rows * columns) || !within(h.active_rows, rows) ||
-      !within(h.active_columns, columns) || !within(h.active, h.values))
+      !within(h.active_columns, columns) || !within(h.active, rows * columns))
     return false;
   plan->header = header;
   plan->tiles = (const PlanTile*)(header + 1);
@@ -303,7 +303,7 @@ PlanBuilder::PlanBuilder(const uint32_t* bits, int64_t rows, int64_t columns, in
   PlanHeader& h = state_->header;
   state_->bits = bits;
   h.magic = kMagic;
-  h.rows = rows, h.columns = columns, h.active = active;
+  h.rows = rows, h.columns = columns, h.active = std::min(active, rows * columns);
   // A tile of activations fills two thirds of the first-level cache. Where lists are short, wider tiles: reading the
   // second-level cache now and then costs less than loading and storing a row's sums for a handful of weights.
   const double density = rows * columns > 0 ? (double)active / ((double)rows * (double)columns) : 0;

@@ -34,7 +34,7 @@ struct PlanHeader {
   int64_t runs, row_bytes, column_bytes;
   int64_t single_entries;               // entries of one row
   int64_t values;                       // of all lists, width counted
-  int64_t active;                       // bits that are set
+  int64_t active;                       // bits that are set, those past the last column too
   int64_t strips;                       // four rows by 16 columns that have an active weight
   int64_t active_rows, active_columns;  // of a mask that is whole rows and columns and has a pattern; else 0
   int64_t most_panel_values;            // of the panel that has most
