@@ -295,13 +295,39 @@ def test_what_one_copy_of_the_input_serves():
     assert not shifts((3, 3), 1, 1, 1, "weight_grad") and not shifts((3, 3), 1, 1, 1, groups=2)
 
 
+@pytest.mark.parametrize("kernel", ["accumulate", "shifted"])
+@pytest.mark.parametrize("memory_format", FORMATS.values(), ids=FORMATS.keys())
+def test_fewer_channels_than_threads(kernel, memory_format):
+    before = torch.get_num_threads()
+    torch.set_num_threads(8)
+    try:
+        with preferring(kernel):
+            for inp, out in ((200, 3), (200, 5), (2, 300)):
+                x, w, b = operands((1, inp, out, (3, 3), 2, 5), memory_format=memory_format)
+                check(x, w, Mask.random(w.shape, 0.3), b, 1, 1)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("height, width", [(0, 5), (5, 0), (0, 0)])
+def test_an_image_of_padding_alone(height, width):
+    # Torch's own convolution, and so the reference, refuses these.
+    x, w, b = (t.requires_grad_() for t in operands((2, 24, 24, (3, 3), height, width)))
+    for kernel in ("accumulate", "shifted", "direct"):
+        with preferring(kernel):
+            y = masked_conv2d(x, w, Mask.random(w.shape, 0.3), b, 1, 2)
+            assert torch.equal(y, b.reshape(-1, 1, 1).expand(2, 24, height + 2, width + 2))
+            dx, dw = torch.autograd.grad(y.sum(), (x, w))
+            assert dx.shape == x.shape and not dw.any()
+
+
 def test_a_plan_of_fewer_weights_is_refused():
     x, w, _ = operands((2, 40, 40, (3, 3), 9, 14))
     plan, many = Mask.random(w.shape, 0.1), Mask.random(w.shape, 0.3)
     with preferring("shifted"):
         if not shifts((3, 3), 1, 1, 1):
             pytest.skip("vectors only")
-        with pytest.raises(RuntimeError, match="plan is not of the mask that bits are"):
+        with pytest.raises(RuntimeError, match="plan is of a mask that has fewer weights than bits"):
             torch.ops.maskfuse.masked_conv2d(x, w, many.bits, plan.plan, None, [1, 1], [1, 1], [1, 1], 1)
 
 

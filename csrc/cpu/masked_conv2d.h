@@ -33,10 +33,10 @@ inline constexpr int64_t kShiftedUnits = 2, kShiftedRows = 2;
 
 // Which lanes its strips have, and which channels are in lanes at a time: see masked_conv2d_shifted.h.
 struct ShiftedLanes {
-  int64_t pitch;                 // places from image to image
-  int64_t before, useful;        // lanes before those of the output that a strip computes, and those
-  int64_t staged_rows, channel;  // of the input's, a strip; elements of a channel in lanes
-  int64_t chunk, chunks;         // channels; how often
+  int64_t pitch;           // places from image to image
+  int64_t before, useful;  // lanes before those of the output that a strip computes, and those
+  int64_t channel;         // elements of one in lanes
+  int64_t chunk, chunks;   // channels; how often
 
   int64_t lists(const ConvShape& shape) const { return chunks * shape.out * kShifts; }
 };
@@ -119,7 +119,7 @@ ConvSchedule schedule(const MaskedConv& problem, Isa isa, int threads);
 // What must be done before the first phase: fills the part of `shared` that every task reads.
 void prepare(const MaskedConv& problem, const ConvSchedule& schedule, void* shared);
 
-// After the last phase: false where bits are set that the plan does not have, and nothing was computed.
+// After the last phase: false where more bits are set than the plan has, another mask's, and nothing was computed.
 bool plan_fits(const MaskedConv& problem, const ConvSchedule& schedule, const void* shared);
 
 void run_task(const MaskedConv& problem, const ConvSchedule& schedule, int phase, int64_t index, void* shared,

@@ -88,10 +88,10 @@ static inline bool too_many(const MaskedConv& g, const ConvPart& part) {
 static void list_bounds_task(const MaskedConv& g, const ConvPart& part) {
   uint32_t* const bounds = ConvMemory(part).bounds;
   const int64_t lists = part.schedule->shifted.lists(g.shape);
-  uint32_t begin = 0;
+  int64_t begin = 0;
   for (int64_t i = 1; i <= lists; ++i) {
     const uint32_t length = bounds[i];
-    bounds[i] = begin;
+    bounds[i] = (uint32_t)begin;
     begin += length;
   }
   bounds[lists + 1] = begin > g.plan->header->active;

@@ -192,13 +192,13 @@ Strips strips_of(const MaskedConv& g) {
 
 bool shifted_lanes(const MaskedConv& g, Strips& s, ShiftedLanes& l) {
   const ConvShape& c = g.shape;
-  if (c.kernel_w != kShifts || c.stride_w != 1 || c.spread_w != 1) return false;
+  if (c.kernel_w != kShifts || c.stride_w != 1 || c.spread_w != 1 || c.pixels() == 0) return false;
   s = Strips{}, l = ShiftedLanes{};
   s.unit = kUnitBytes / element_bytes(g);
   const int64_t lanes = kShiftedUnits * s.unit;
   const int64_t before = std::max<int64_t>(0, c.pad_w), after = std::max<int64_t>(0, 2 * c.dilation_w - c.pad_w);
-  // A sum is shifted by a vector at most, of four doubles in AVX2; `pad` may be negative in input_grad's forward form.
-  if (before > 4 || after > 4 || -c.pad_w > 4) return false;
+  // A sum is shifted by a vector at most, of four doubles in AVX2.
+  if (before > 4 || after > 4) return false;
   l.pitch = std::max(c.in_w, c.out_w);
   // No lane lacks its neighbour where images end with strips.
   const bool even = lanes % l.pitch == 0;

@@ -8,8 +8,8 @@
 //   y[lane] = s(0)[lane + shift(0)] + s(1)[lane + shift(1)] + s(2)[lane + shift(2)]        shift(dx) = dx dilation -
 //   pad
 //
-// where lane + shift is in the image of `lane`, else nothing. The outermost lanes of a strip, which lack a neighbour,
-// are the next strip's too, unless images end there.
+// where lane + shift is in the image of `lane`, else nothing. A strip does not compute its outermost lanes, which lack
+// a neighbour: they are in the strip beside it too, unless images end there.
 //
 //   once a call: lists of active weights (masked_conv2d_lists.h)
 //   for a strip (a thread's own)

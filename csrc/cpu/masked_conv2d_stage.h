@@ -121,7 +121,7 @@ static void unstage(const Image& image, const LaneMap<V>& map, int64_t channel, 
         body(row.shift, v, row.line + v / kVectors * map.pattern_step * kUnit + v % kVectors * W);
     }
   };
-  if (image.c == 1 && channels > 1) {
+  if (image.c == 1 && (channels > 1 || map.step > 1)) {
     for (int64_t c = 0; c < channels; c += W) {
       const int width = (int)min64(W, channels - c);
       vectors([&](int64_t shift, int64_t v, int64_t line) {

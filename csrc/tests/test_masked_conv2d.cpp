@@ -146,6 +146,7 @@ int main() {
       {3, 5, 40, 4, 16, 3, 3, 2, 1, 1, 1, 1, 2},    // images that end with strips; shifts by -1, 1 and 3
       {2, 9, 33, 3, 21, 2, 3, 1, 1, 0, 3, 1, 1},    // shifts to one side, more columns than the input has
       {2, 9, 33, 3, 21, 1, 3, 1, 1, 0, 0, 1, 2},    // to the other, fewer columns
+      {1, 200, 3, 2, 5, 3, 3, 1, 1, 1, 1, 1, 1},    // a thread for every channel
   };
   for (int pass = 0; pass < 3; ++pass)
     for (int dtype = 0; dtype < 4; ++dtype)

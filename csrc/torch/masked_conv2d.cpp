@@ -32,7 +32,7 @@ void run(const char* op, const MaskedConv& g, const ConvSchedule& s) {
   for (int phase = 0; phase < s.phase_count; ++phase) tasks[phase] = s.phases[phase].grid.tasks();
   run_phases(tasks, (int)s.phase_count, s.scratch_bytes,
              [&](int phase, int64_t task, void* scratch) { run_task(g, s, phase, task, shared, scratch); });
-  STD_TORCH_CHECK(plan_fits(g, s, shared), op, ": plan is not of the mask that bits are");
+  STD_TORCH_CHECK(plan_fits(g, s, shared), op, ": plan is of a mask that has fewer weights than bits");
 }
 
 Tensor forward(const char* op, const Tensor& input, const Tensor& weight, const Tensor& bits,
