@@ -4,6 +4,7 @@
 #   make test     every test that this machine can run
 #   make bench    benchmarks against torch; JSON under bench/results/
 #   make wheel    dist/*.whl with the CUDA library where nvcc is found
+#   make simt       the CUDA kernels as C++, for tests on the host
 #   make lint format sanitize wheel-matrix clean
 
 PYTHON ?= python3
@@ -17,12 +18,12 @@ SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.h' -o -name '*.cpp
 TOOLS := $(VENV)/.tools
 BUILT := $(VENV)/.built-$(MASKFUSE_CUDA)
 
-.PHONY: demo test bench wheel wheel-matrix lint format sanitize build clean
+.PHONY: demo test bench simt wheel wheel-matrix lint format sanitize build clean
 
 demo: build
 	$(BIN)/python -m maskfuse demo
 
-test: build build/cmake/asan/.built build/cmake/release/.built
+test: build simt build/cmake/asan/.built build/cmake/release/.built
 	$(call run_ctest,asan)
 	PYTHONPATH=build/cmake/release $(BIN)/python -m pytest
 
@@ -46,6 +47,13 @@ $(TOOLS): requirements.txt
 	@command -v $(or $(firstword $(CXX)),c++) > /dev/null || { echo "maskfuse needs a C++ compiler: install g++ or set CXX="; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q $(PIP_FLAGS) -r requirements.txt
+	@touch $@
+
+# The CUDA implementations as C++ on a stand-in for the device.
+simt: build/simt/.built
+build/simt/.built: $(TOOLS) $(SOURCES)
+	@mkdir -p build/simt; rm -f build/simt/*.so
+	MASKFUSE_SIMT=1 $(BIN)/python setup.py -q build_ext --build-temp build/simt/objects --build-lib build/simt > build/simt.log 2>&1 || { cat build/simt.log; exit 1; }
 	@touch $@
 
 # The raw kernels by CMake: release (with the pybind11 module), asan (and undefined behaviour), tsan.

@@ -1,6 +1,7 @@
 """Builds maskfuse: `_C` (schemas, CPU kernels) and, where asked for, `_C_cuda`.
 
 MASKFUSE_CUDA=0|1|auto   build the CUDA library: never, where nvcc is found, or only beside a GPU (default)
+MASKFUSE_SIMT=1          build instead of all this `_C_simt`, the CUDA implementations on the host, for tests
 CUDA_HOME                where nvcc is, when it is neither on the path nor in the usual prefix
 CXX                      the C++ compiler
 """
@@ -88,6 +89,31 @@ def wants_cuda():
     return nvcc
 
 
+def simt_extension():
+    """The CUDA library's sources as C++, with csrc/simt in the place of the device."""
+    folder = Path("build/simt/sources")
+    folder.mkdir(parents=True, exist_ok=True)
+    sources = source_paths(SOURCES["simt"])
+    for name in SOURCES["cuda"]:
+        if name.endswith(".cu"):  # a compiler asks the file's name for its language
+            wrapper = folder / f"{Path(name).stem}.cpp"
+            text = f'#include "../../../csrc/{name}"\n'
+            if not wrapper.exists() or wrapper.read_text() != text:
+                wrapper.write_text(text)
+            sources.append(str(wrapper))
+        elif name != SOURCES["cuda_info"]:
+            sources.append(f"csrc/{name}")
+    return cpp_extension.CppExtension(
+        "_C_simt",
+        sources,
+        include_dirs=[],
+        py_limited_api=True,
+        depends=DEPENDS,
+        extra_compile_args={"cxx": [*CXX_FLAGS, *ABI_DEFINES, "-O2", "-DMASKFUSE_SIMT"]},
+        extra_link_args=["-Wl,-s"],
+    )
+
+
 class BuildExtension(cpp_extension.BuildExtension):
     """Adds the stub that stands in for libtorch_cuda.so while linking (csrc/cuda/torch_cuda_stub.cpp)."""
 
@@ -163,9 +189,10 @@ def cpu_libraries():
 
 
 if __name__ == "__main__":
+    simt = os.environ.get("MASKFUSE_SIMT") == "1"
     setup(
-        ext_modules=extensions(),
-        libraries=cpu_libraries(),
+        ext_modules=[simt_extension()] if simt else extensions(),
+        libraries=[] if simt else cpu_libraries(),
         cmdclass={"build_ext": BuildExtension},
         options={"bdist_wheel": {"py_limited_api": "cp310"}},
     )

@@ -20,8 +20,8 @@ in_repository = pytest.mark.skipif(not SOURCES.exists(), reason="needs the repos
 def test_source_lists_are_complete():
     lists = json.loads(SOURCES.read_text())
     listed = {name for level in lists["cpu"].values() for name in level["sources"]}
-    listed |= {*lists["torch"], *lists["cuda"], lists["cuda_stub"]}
-    folders = ["cpu", "torch", "cuda"]
+    listed |= {*lists["torch"], *lists["cuda"], *lists["simt"], lists["cuda_stub"]}
+    folders = ["cpu", "torch", "cuda", "simt"]
     there = {
         str(path.relative_to(ROOT / "csrc"))
         for folder in folders

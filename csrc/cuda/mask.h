@@ -1,8 +1,7 @@
 // Mask packing on the device. Launchers take pointers, sizes and a stream, and return what the launch said.
 #pragma once
 
-#include <cuda_runtime_api.h>
-#include <stdint.h>
+#include "stream.h"
 
 namespace maskfuse::cuda {
 

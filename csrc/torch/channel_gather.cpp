@@ -1,7 +1,7 @@
 // Dispatcher op channel_gather on the CPU: checks, then the raw kernel.
 #include "../cpu/channel_gather.h"
 
-#include "channel_layout.h"
+#include "channel_index.h"
 
 namespace maskfuse {
 namespace {

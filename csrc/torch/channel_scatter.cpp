@@ -1,7 +1,7 @@
 // Dispatcher op channel_scatter on the CPU: the inverse of the index, then a copy or a sum.
 #include "../cpu/channel_scatter.h"
 
-#include "channel_layout.h"
+#include "channel_index.h"
 
 namespace maskfuse {
 namespace {

@@ -1,6 +1,6 @@
 // Dispatcher ops channel_select and channel_select_input_grad on the CPU: a mask a sample becomes lists of channels.
 #include "../cpu/channel_scatter.h"
-#include "channel_layout.h"
+#include "channel_index.h"
 
 namespace maskfuse {
 namespace {

@@ -2,6 +2,7 @@
 // image's own, given as bits [batch, words(in)], or of the same for all, [1, words(in)], and its gradients.
 #include "../cpu/gathered_conv2d.h"
 
+#include "channel_index.h"
 #include "conv_shape.h"
 #include "image.h"
 #include "masked_weight.h"
@@ -116,7 +117,7 @@ Tensor gathered_conv2d_weight_grad(const Tensor& grad, const Tensor& input, cons
   check_shape(grad, {s.batch, s.out, s.out_h, s.out_w}, kOp, "grad");
   check_bits(bits, bits.dim() == 2 && bits.size(0) == 1 ? 1 : s.batch, s.in, kOp);
   const int64_t shape[] = {s.out, s.in, s.kernel_h, s.kernel_w};
-  Tensor weight = empty_cpu(grad, shape, 4);
+  Tensor weight = new_tensor(grad, shape, 4);
   const Tensor x = as_image(input), dy = as_image(grad);
   GatheredConv g{};
   g.conv.pass = Pass::weight_grad, g.conv.dtype = dtype_of(grad, kOp, "grad"), g.conv.shape = s;

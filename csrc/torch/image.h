@@ -9,10 +9,10 @@ namespace maskfuse {
 // An uninitialised image of `like`'s dtype and memory format.
 inline Tensor empty_image(const Tensor& like, int64_t batch, int64_t channels, int64_t height, int64_t width) {
   const int64_t sizes[] = {batch, channels, height, width};
-  if (!is_channels_last(like)) return empty_cpu(like, sizes, 4);
+  if (!is_channels_last(like)) return new_tensor(like, sizes, 4);
   const int64_t c = std::max<int64_t>(1, channels), w = std::max<int64_t>(1, width), h = std::max<int64_t>(1, height);
   const int64_t strides[] = {h * w * c, 1, w * c, c};
-  return empty_strided_cpu(like, sizes, strides, 4);
+  return new_strided(like, sizes, strides, 4);
 }
 
 // The tensor itself where pixels of a row, or channels of a pixel, lie side by side; else a copy.

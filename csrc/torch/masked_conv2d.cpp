@@ -126,7 +126,7 @@ Tensor weight_grad(const char* op, const Tensor& grad, const Tensor& input, cons
   const bool nothing = g.shape.pixels() == 0 || g.shape.columns() == 0 || g.shape.out == 0;
   if (s.kernel == Kernel::library && !nothing) return library_weight_grad(g, grad, input, s.isa);
   const int64_t shape[] = {g.shape.out, g.shape.in / g.shape.groups, g.shape.kernel_h, g.shape.kernel_w};
-  Tensor out = empty_cpu(grad, shape, 4);
+  Tensor out = new_tensor(grad, shape, 4);
   if (nothing) return torch::stable::zero_(out);
   g.weight_grad = out.mutable_data_ptr(), g.weight_grad_ld = g.shape.columns();
   run(op, g, s);

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "../cpu/masked_conv2d_planner.h"
+#include "channel_index.h"
 #include "image.h"
 #include "torch_conv2d.h"
 
@@ -34,14 +35,14 @@ void for_rows(const MaskedConv& g, const MaskedGemm& w, Task kernel, char* copy)
 // The weight with zeros where it is masked; [out, in / groups, kernel_h, kernel_w], contiguous.
 Tensor masked_copy(const MaskedConv& g, const Tensor& weight, Isa isa) {
   const int64_t shape[] = {weight.size(0), weight.size(1), weight.size(2), weight.size(3)};
-  Tensor copy = empty_cpu(weight, shape, 4);
+  Tensor copy = new_tensor(weight, shape, 4);
   for_rows(g, rows_of(g), masked_linear_kernels(isa)->masked_copy[(int)g.dtype][0], (char*)copy.mutable_data_ptr());
   return copy;
 }
 
 Tensor empty_weight(const Tensor& like, int64_t out, int64_t in, const ConvShape& s) {
   const int64_t shape[] = {out, in, s.kernel_h, s.kernel_w};
-  return empty_cpu(like, shape, 4);
+  return new_tensor(like, shape, 4);
 }
 
 // Channels with an active weight, and where each channel is among them.
@@ -132,7 +133,7 @@ class Compact {
 
   std::optional<Tensor> some_bias(const Tensor& like) const {
     const auto count = (int64_t)out.list.size(), size = dtype_size(g.dtype);
-    Tensor some = empty_cpu(like, &count, 1);
+    Tensor some = new_tensor(like, &count, 1);
     for (int64_t o = 0; o < count; ++o)
       std::memcpy((char*)some.mutable_data_ptr() + o * size, (const char*)g.bias + out.list[o] * size, (size_t)size);
     return some;

@@ -92,21 +92,32 @@ inline void check_bits(const Tensor& bits, int64_t rows, int64_t columns, const 
   check_shape(bits, {rows, mask_words(columns)}, op, "bits");
 }
 
-// An uninitialised CPU tensor of `like`'s dtype: new_empty without the call through the dispatcher.
-// One that the system will map anew, because the allocator keeps no memory of its size, asks for large pages: a page
-// fault for each 4 KiB costs more than many a product.
-inline Tensor empty_strided_cpu(const Tensor& like, const int64_t* sizes, const int64_t* strides, int64_t dim) {
-  constexpr int64_t kMappedBytes = int64_t{32} << 20;
-  int32_t dtype, device_index;
+// An operand of an op and its name in messages; null where there is none.
+struct Named {
+  const Tensor* tensor;
+  const char* name;
+};
+
+// The guard of a device that needs none: the dispatcher sends an op to the CPU where all operands lie there.
+struct AnyDevice {
+  AnyDevice(const char*, std::initializer_list<Named>) {}
+};
+
+// An uninitialised tensor of `like`'s dtype, on its device: new_empty without the call through the dispatcher.
+// On the CPU, one that the system will map anew, because the allocator keeps no memory of its size, asks for large
+// pages: a page fault for each 4 KiB costs more than many a product.
+inline Tensor new_strided(const Tensor& like, const int64_t* sizes, const int64_t* strides, int64_t dim) {
+  int32_t dtype, device, device_index;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
   AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(dim, sizes, strides, dtype, aoti_torch_device_type_cpu(), device_index, &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dim, sizes, strides, dtype, device, device_index, &handle));
   Tensor result(handle);
 #ifdef MADV_HUGEPAGE
+  constexpr int64_t kMappedBytes = int64_t{32} << 20;
   const int64_t bytes = result.numel() * (int64_t)like.element_size();
-  if (bytes >= kMappedBytes) {
+  if (device == aoti_torch_device_type_cpu() && bytes >= kMappedBytes) {
     const auto begin = ((uintptr_t)result.mutable_data_ptr() + 4095) & ~(uintptr_t)4095;
     madvise((void*)begin, (size_t)bytes - 4096, MADV_HUGEPAGE);  // advice: refused, nothing is lost
   }
@@ -115,7 +126,7 @@ inline Tensor empty_strided_cpu(const Tensor& like, const int64_t* sizes, const 
 }
 
 // The same, contiguous.
-inline Tensor empty_cpu(const Tensor& like, const int64_t* sizes, int64_t dim) {
+inline Tensor new_tensor(const Tensor& like, const int64_t* sizes, int64_t dim) {
   constexpr int64_t kMostDims = 64;
   STD_TORCH_CHECK(dim <= kMostDims, "a tensor has at most ", kMostDims, " dimensions, got ", dim);
   int64_t strides[kMostDims], count = 1;
@@ -123,7 +134,7 @@ inline Tensor empty_cpu(const Tensor& like, const int64_t* sizes, int64_t dim) {
     strides[d] = count;
     count *= std::max<int64_t>(1, sizes[d]);
   }
-  return empty_strided_cpu(like, sizes, strides, dim);
+  return new_strided(like, sizes, strides, dim);
 }
 
 // torch::stable::contiguous is a call through the dispatcher even where there is nothing to do.

@@ -29,7 +29,7 @@ inline Tensor convolution(const ConvShape& s, const Tensor& input, const Tensor&
 inline Tensor convolution_of_nothing(ConvShape s, const Tensor& input, const Tensor& weight,
                                      const std::optional<Tensor>& bias) {
   const int64_t kernels[] = {s.out, 1, s.kernel_h, s.kernel_w};
-  Tensor image = empty_image(input, s.batch, 1, s.in_h, s.in_w), kernel = empty_cpu(weight, kernels, 4);
+  Tensor image = empty_image(input, s.batch, 1, s.in_h, s.in_w), kernel = new_tensor(weight, kernels, 4);
   s.groups = 1;
   return convolution(s, torch::stable::zero_(image), torch::stable::zero_(kernel), bias);
 }

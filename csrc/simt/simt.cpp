@@ -1,0 +1,254 @@
+#include "simt.h"
+
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cstring>
+#include <deque>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <numeric>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+namespace maskfuse::simt {
+namespace {
+
+constexpr size_t kStackBytes = 128 << 10;
+constexpr unsigned kWarp = 32;
+// As a device of compute capability 9.0 has them.
+constexpr unsigned kMostThreads = 1024;
+constexpr size_t kMostShared = 227 << 10;
+
+struct Copy {
+  char* to;
+  const char* from;
+  int bytes;
+};
+
+void carry_out(const Copy& copy) {
+  std::memcpy(copy.to, copy.from, (size_t)copy.bytes);
+  std::memset(copy.to + copy.bytes, 0, (size_t)(16 - copy.bytes));
+}
+
+enum class State { ready, at_barrier, at_exchange, ended };
+
+struct Thread {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack;
+  void* fake_stack = nullptr;  // AddressSanitizer's
+  dim3 index;
+  State state = State::ready;
+  const char* name = nullptr;  // of the operation it waits in
+  void* record = nullptr;
+  void (*all)(void* const*) = nullptr;
+  std::deque<std::vector<Copy>> groups;  // committed
+  std::vector<Copy> open;
+};
+
+// One launch at a time, on the thread that asked for it.
+struct Machine {
+  std::vector<std::unique_ptr<Thread>> threads;  // stacks are kept from block to block
+  unsigned count = 0;
+  ucontext_t scheduler;
+  void* scheduler_fake_stack = nullptr;
+  const void* scheduler_stack = nullptr;
+  size_t scheduler_stack_bytes = 0;
+  Thread* running = nullptr;
+  void (*kernel)(void*) = nullptr;
+  void* context = nullptr;
+  std::unique_ptr<char[]> shared_storage;
+  char* shared = nullptr;
+  bool late_copies = false;
+  std::exception_ptr failure;  // of a thread, which cannot throw over its own stack's end
+  std::mt19937_64 random{1};
+  int64_t launches = 0;
+  std::mutex mutex;
+} machine;
+
+// Before a switch of stacks and after it: AddressSanitizer wants to know.
+void leave_for([[maybe_unused]] void** keep, [[maybe_unused]] const void* stack, [[maybe_unused]] size_t bytes) {
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_start_switch_fiber(keep, stack, bytes);
+#endif
+}
+void arrive([[maybe_unused]] void* kept, [[maybe_unused]] const void** from, [[maybe_unused]] size_t* bytes) {
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(kept, from, bytes);
+#endif
+}
+
+// From the running thread back to the scheduler.
+void give_way(State state) {
+  Thread& thread = *machine.running;
+  thread.state = state;
+  leave_for(state == State::ended ? nullptr : &thread.fake_stack, machine.scheduler_stack,
+            machine.scheduler_stack_bytes);
+  swapcontext(&thread.context, &machine.scheduler);
+  arrive(thread.fake_stack, nullptr, nullptr);
+}
+
+void entry() {
+  arrive(nullptr, &machine.scheduler_stack, &machine.scheduler_stack_bytes);
+  try {
+    machine.kernel(machine.context);
+  } catch (...) {
+    machine.failure = std::current_exception();
+  }
+  give_way(State::ended);
+}
+
+void resume(Thread& thread) {
+  machine.running = &thread;
+  threadIdx = thread.index;
+  leave_for(&machine.scheduler_fake_stack, thread.stack.get(), kStackBytes);
+  swapcontext(&machine.scheduler, &thread.context);
+  arrive(machine.scheduler_fake_stack, nullptr, nullptr);
+  if (machine.failure) std::rethrow_exception(std::exchange(machine.failure, nullptr));
+}
+
+void begin(Thread& thread, dim3 index) {
+  if (!thread.stack) thread.stack.reset(new char[kStackBytes]);
+  thread.index = index;
+  thread.state = State::ready;
+  thread.groups.clear();
+  thread.open.clear();
+  getcontext(&thread.context);
+  thread.context.uc_stack.ss_sp = thread.stack.get();
+  thread.context.uc_stack.ss_size = kStackBytes;
+  thread.context.uc_link = nullptr;
+  makecontext(&thread.context, entry, 0);
+}
+
+[[noreturn]] void stuck(const char* what) {
+  std::string text = std::string("a block of a kernel cannot go on: ") + what + " (block " +
+                     std::to_string(blockIdx.x) + ", " + std::to_string(blockIdx.y) + ", " +
+                     std::to_string(blockIdx.z) + ")";
+  int64_t at[4] = {};
+  for (unsigned i = 0; i < machine.count; ++i) ++at[(int)machine.threads[i]->state];
+  throw std::runtime_error(text + "; " + std::to_string(at[1]) + " threads at a barrier, " + std::to_string(at[2]) +
+                           " in a warp's operation, " + std::to_string(at[3]) + " ended");
+}
+
+// Runs a warp until each of its threads has ended or is at the barrier.
+void run_warp(unsigned warp) {
+  std::unique_ptr<Thread>* const lanes = machine.threads.data() + warp * kWarp;
+  unsigned order[kWarp];
+  std::iota(order, order + kWarp, 0u);
+  std::shuffle(order, order + kWarp, machine.random);
+  while (true) {
+    for (unsigned lane : order)
+      if (lanes[lane]->state == State::ready) resume(*lanes[lane]);
+    const auto waits = [](const std::unique_ptr<Thread>& t) { return t->state == State::at_exchange; };
+    const auto waiting = std::count_if(lanes, lanes + kWarp, waits);
+    if (waiting == 0) return;
+    if (waiting < kWarp) stuck("not every lane of a warp comes to its operation");
+    void* records[kWarp];
+    for (unsigned i = 0; i < kWarp; ++i) {
+      if (lanes[i]->all != lanes[0]->all || std::strcmp(lanes[i]->name, lanes[0]->name) != 0)
+        stuck("lanes of a warp come to different operations");
+      records[i] = lanes[i]->record;
+    }
+    lanes[0]->all(records);
+    for (unsigned i = 0; i < kWarp; ++i) lanes[i]->state = State::ready;
+  }
+}
+
+void run_block(dim3 block) {
+  unsigned i = 0;
+  for (unsigned z = 0; z < block.z; ++z)
+    for (unsigned y = 0; y < block.y; ++y)
+      for (unsigned x = 0; x < block.x; ++x) begin(*machine.threads[i++], {x, y, z});
+  machine.late_copies = machine.random() & 1;
+  std::vector<unsigned> warps(machine.count / kWarp);
+  std::iota(warps.begin(), warps.end(), 0u);
+  while (true) {
+    std::shuffle(warps.begin(), warps.end(), machine.random);
+    for (unsigned warp : warps) run_warp(warp);
+    unsigned ended = 0;
+    for (i = 0; i < machine.count; ++i) ended += machine.threads[i]->state == State::ended;
+    if (ended == machine.count) return;
+    if (ended > 0) stuck("threads ended before a barrier that others wait at");
+    for (i = 0; i < machine.count; ++i) machine.threads[i]->state = State::ready;
+  }
+}
+
+}  // namespace
+
+cudaError_t run(dim3 grid, dim3 block, size_t shared_bytes, void (*kernel)(void*), void* context) {
+  const std::lock_guard<std::mutex> one(machine.mutex);
+  const uint64_t threads = (uint64_t)block.x * block.y * block.z;
+  if (threads == 0 || threads > kMostThreads || threads % kWarp || shared_bytes > kMostShared)
+    return cudaErrorInvalidConfiguration;
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > 0x7fffffff || grid.y > 65535 || grid.z > 65535)
+    return cudaErrorInvalidConfiguration;
+  ++machine.launches;
+  machine.count = (unsigned)threads;
+  while (machine.threads.size() < threads) machine.threads.push_back(std::make_unique<Thread>());
+  machine.kernel = kernel, machine.context = context;
+  // Its end is the end of the allocation, so that AddressSanitizer sees what lies behind it.
+  constexpr size_t kAlignment = 1024;
+  blockDim = block, gridDim = grid;
+  for (unsigned z = 0; z < grid.z; ++z)
+    for (unsigned y = 0; y < grid.y; ++y)
+      for (unsigned x = 0; x < grid.x; ++x) {
+        machine.shared_storage.reset(new char[shared_bytes + kAlignment]);
+        const auto at = (uintptr_t)machine.shared_storage.get();
+        const size_t shift = (kAlignment - at % kAlignment) % kAlignment;
+        machine.shared = machine.shared_storage.get() + shift;
+        std::memset(machine.shared, 0xff, shared_bytes);
+#if defined(__SANITIZE_ADDRESS__)
+        ASAN_POISON_MEMORY_REGION(machine.shared + shared_bytes, kAlignment - shift);
+#endif
+        blockIdx = {x, y, z};
+        run_block(block);
+#if defined(__SANITIZE_ADDRESS__)
+        ASAN_UNPOISON_MEMORY_REGION(machine.shared + shared_bytes, kAlignment - shift);
+#endif
+      }
+  return cudaSuccess;
+}
+
+void* shared() { return machine.shared; }
+void seed(uint64_t value) { machine.random.seed(value); }
+int64_t launches() { return machine.launches; }
+
+void barrier() { give_way(State::at_barrier); }
+
+void exchange(const char* name, void* mine, void (*all)(void* const*)) {
+  Thread& thread = *machine.running;
+  thread.name = name, thread.record = mine, thread.all = all;
+  give_way(State::at_exchange);
+}
+
+void copy_async(void* to, const void* from, int bytes) {
+  if ((uintptr_t)to % 16 || (uintptr_t)from % 16) throw std::runtime_error("an asynchronous copy is not aligned");
+  const Copy copy{(char*)to, (const char*)from, bytes};
+  if (machine.late_copies)
+    machine.running->open.push_back(copy);
+  else
+    carry_out(copy);
+}
+
+void copy_commit() {
+  Thread& thread = *machine.running;
+  thread.groups.push_back(std::move(thread.open));
+  thread.open.clear();
+}
+
+void copy_wait(int groups_left) {
+  Thread& thread = *machine.running;
+  for (; (int)thread.groups.size() > groups_left; thread.groups.pop_front())
+    for (const Copy& copy : thread.groups.front()) carry_out(copy);
+}
+
+}  // namespace maskfuse::simt

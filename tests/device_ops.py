@@ -1,0 +1,50 @@
+"""Where the ops' CUDA implementations run in tests: on a GPU, and on the host by `make simt` (csrc/simt/simt.h)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+_BUILT = Path(__file__).resolve().parent.parent / "build/simt"
+
+
+def _simt() -> SimpleNamespace | None:
+    found = sorted(_BUILT.glob("_C_simt*.so"))
+    if not found:
+        return None
+    torch.ops.load_library(str(found[0]))
+    return SimpleNamespace(name="simt", ops=torch.ops.maskfuse_simt, device="cpu")
+
+
+def _cuda() -> SimpleNamespace | None:
+    if not torch.cuda.is_available() or not torch._C._dispatch_has_kernel_for_dispatch_key(
+        "maskfuse::mask_pack", "CUDA"
+    ):
+        return None
+    return SimpleNamespace(name="cuda", ops=torch.ops.maskfuse, device="cuda")
+
+
+MACHINES = {"simt": _simt(), "cuda": _cuda()}
+_REASONS = {"simt": "needs build/simt (make simt)", "cuda": "needs a GPU and the CUDA library"}
+
+each_machine = pytest.mark.parametrize(
+    "machine",
+    [
+        pytest.param(
+            machine,
+            id=name,
+            marks=[pytest.mark.skipif(machine is None, reason=_REASONS[name])] + [pytest.mark.cuda] * (name == "cuda"),
+        )
+        for name, machine in MACHINES.items()
+    ],
+)
+"""Runs a test on each: `machine.ops` are the ops, for tensors on `machine.device`."""
+
+
+def poisoned(machine: SimpleNamespace) -> None:
+    """Makes it likely that an element which no kernel writes is a NaN: fills memory that the allocator hands out next."""
+    for size in (1 << 12, 1 << 16, 1 << 20):
+        torch.full((size,), float("nan"), device=machine.device)
