@@ -39,8 +39,10 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, int threads, size_t
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_bytes);
     if (error != cudaSuccess) return error;
   }
-  kernel<<<grid, threads, shared_bytes, stream> > >(arguments...);
-  return cudaGetLastError();
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid, config.blockDim = dim3((unsigned)threads), config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  return cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
 #endif
 }
 
@@ -59,6 +61,22 @@ __device__ __forceinline__ void sync_block() {
   simt::barrier();
 #else
   __syncthreads();
+#endif
+}
+
+// sync_block, and whether any thread's predicate holds.
+__device__ __forceinline__ bool sync_block_or(bool predicate) {
+#ifdef MASKFUSE_SIMT
+  static bool any;
+  any = false;
+  simt::barrier();
+  any = any || predicate;
+  simt::barrier();
+  const bool result = any;
+  simt::barrier();
+  return result;
+#else
+  return __syncthreads_or(predicate);
 #endif
 }
 

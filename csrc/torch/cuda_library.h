@@ -4,6 +4,8 @@
 // csrc/simt/simt.h) on CPU tensors, for tests.
 #pragma once
 
+#include <atomic>
+
 #include "tensor.h"
 
 #ifdef MASKFUSE_SIMT
@@ -57,6 +59,23 @@ inline cudaStream_t current_stream([[maybe_unused]] const Tensor& t) {
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
 #endif
   return (cudaStream_t)stream;
+}
+
+// Of the tensor's device. The stand-in has few, so that small problems are split as large ones are.
+inline int multiprocessors([[maybe_unused]] const Tensor& t) {
+#ifdef MASKFUSE_SIMT
+  return 6;
+#else
+  constexpr int kMostDevices = 64;
+  static std::atomic<int> known[kMostDevices];
+  const int device = t.get_device_index();
+  int count = device < kMostDevices ? known[device].load(std::memory_order_relaxed) : 0;
+  if (count == 0) {
+    check_launch(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "maskfuse");
+    if (device < kMostDevices) known[device].store(count, std::memory_order_relaxed);
+  }
+  return count;
+#endif
 }
 
 }  // namespace maskfuse

@@ -10,6 +10,7 @@ void define_ops(Library& m) {
   m.def("mask_structure(Tensor bits, int columns, int inner) -> Tensor");
   m.def("mask_transpose(Tensor bits, int columns, int taps) -> Tensor");
   m.def("mask_plan(Tensor bits, int columns, int taps) -> Tensor");
+  m.def("mask_lists(Tensor bits, int columns, int taps) -> Tensor[]");
 
   m.def("masked_linear(Tensor input, Tensor weight, Tensor bits, Tensor[] plan, Tensor? bias) -> Tensor");
   // The same for calls that record no gradient: no autograd kernel stands before it, which small layers would feel.

@@ -1,0 +1,39 @@
+// Which kernel runs a product of masked_linear, and how it is cut.
+#include "element_product.h"
+#include "masked_linear.h"
+
+namespace maskfuse::cuda {
+
+const char* kernel_name(LinearKernel kernel) {
+  switch (kernel) {
+    case LinearKernel::naive:
+      return "naive";
+    case LinearKernel::element:
+      return "element";
+    default:
+      return "product";
+  }
+}
+
+LinearChoice choose(const MaskedGemm& g, int multiprocessors) {
+  const int64_t depth_blocks = ceil_div(g.k, kDepth), element = dtype_size(g.dtype);
+  if (element > 2) {
+    const int splits = element_splits(g.m, g.n, depth_blocks, element, multiprocessors);
+    return {LinearKernel::element, false, splits, splits > 1 ? splits * g.m * g.n * element : 0};
+  }
+  const ProductCut cut = cut_product(g.m, g.n, depth_blocks, multiprocessors);
+  return {LinearKernel::product, cut.large, cut.splits, partial_floats(cut, g.m, g.n) * 4};
+}
+
+cudaError_t masked_linear(const MaskedGemm& g, const LinearChoice& choice, void* workspace, cudaStream_t stream) {
+  switch (choice.kernel) {
+    case LinearKernel::naive:
+      return masked_linear_naive(g, stream);
+    case LinearKernel::element:
+      return masked_linear_element(g, choice.splits, workspace, stream);
+    default:
+      return masked_linear_product(g, choice, (float*)workspace, stream);
+  }
+}
+
+}  // namespace maskfuse::cuda

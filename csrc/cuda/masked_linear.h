@@ -1,0 +1,41 @@
+// Masked matrix products on the device: the problems of csrc/cpu/masked_linear.h, on device memory.
+#pragma once
+
+#include "../cpu/masked_linear.h"
+#include "stream.h"
+
+namespace maskfuse::cuda {
+
+struct MaskedGemm : maskfuse::MaskedGemm {
+  // The blocks of 64 of the depth that hold active weights, for each 128 rows of the result's columns: mask_lists.h. Of
+  // the mask for forward, of its transpose for input_grad; null: all are visited.
+  const int32_t* lists;
+};
+
+enum class LinearKernel {
+  naive,    // a thread an element of the result, one loop: any type, the one to read first
+  element,  // float32 and float64: register tiles of single elements (element_product.h)
+  product,  // half types: tensor cores (product.h)
+};
+const char* kernel_name(LinearKernel kernel);
+
+struct LinearChoice {
+  LinearKernel kernel;
+  bool large;  // product: tiles of 128 x 128, else of 64 x 64
+  int splits;  // parts of the depth, whose sums are added behind them
+  int64_t workspace_bytes;
+};
+
+// The kernel and how it is cut, from sizes and type alone.
+LinearChoice choose(const MaskedGemm& problem, int multiprocessors);
+
+// `workspace` is 16-byte aligned. Bitwise the same for the same choice.
+cudaError_t masked_linear(const MaskedGemm& problem, const LinearChoice& choice, void* workspace, cudaStream_t stream);
+
+// One kernel each, in files of their own; masked_linear chooses between them.
+cudaError_t masked_linear_naive(const MaskedGemm& problem, cudaStream_t stream);
+cudaError_t masked_linear_element(const MaskedGemm& problem, int splits, void* partial, cudaStream_t stream);
+cudaError_t masked_linear_product(const MaskedGemm& problem, const LinearChoice& choice, float* partial,
+                                  cudaStream_t stream);
+
+}  // namespace maskfuse::cuda
