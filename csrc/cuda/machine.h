@@ -27,8 +27,8 @@ inline unsigned grid_blocks(int64_t items, int64_t a_block, int64_t most = 1 << 
 
 // Launches kernel(args...) and returns what the launch said. An empty grid is no launch.
 template <class... Parameters, class... Arguments>
-cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes, cudaStream_t stream,
-                   Arguments... arguments) {
+cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes,
+                   [[maybe_unused]] cudaStream_t stream, Arguments... arguments) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return cudaSuccess;
 #ifdef MASKFUSE_SIMT
   auto call = [&] { kernel(arguments...); };

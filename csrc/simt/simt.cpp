@@ -1,7 +1,5 @@
 #include "simt.h"
 
-#include <ucontext.h>
-
 #include <algorithm>
 #include <cstring>
 #include <deque>
@@ -15,15 +13,37 @@
 #include <utility>
 #include <vector>
 
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/asan_interface.h>
-#include <sanitizer/common_interface_defs.h>
+#include "stack.h"
+
+#if defined(__x86_64__)
+asm(R"(
+.text
+.globl maskfuse_simt_switch
+.hidden maskfuse_simt_switch
+.type maskfuse_simt_switch, @function
+maskfuse_simt_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+.size maskfuse_simt_switch, .-maskfuse_simt_switch
+)");
 #endif
 
 namespace maskfuse::simt {
 namespace {
 
-constexpr size_t kStackBytes = 128 << 10;
 constexpr unsigned kWarp = 32;
 // As a device of compute capability 9.0 has them.
 constexpr unsigned kMostThreads = 1024;
@@ -43,9 +63,7 @@ void carry_out(const Copy& copy) {
 enum class State { ready, at_barrier, at_exchange, ended };
 
 struct Thread {
-  ucontext_t context;
-  std::unique_ptr<char[]> stack;
-  void* fake_stack = nullptr;  // AddressSanitizer's
+  Stack stack;
   dim3 index;
   State state = State::ready;
   const char* name = nullptr;  // of the operation it waits in
@@ -59,10 +77,7 @@ struct Thread {
 struct Machine {
   std::vector<std::unique_ptr<Thread>> threads;  // stacks are kept from block to block
   unsigned count = 0;
-  ucontext_t scheduler;
-  void* scheduler_fake_stack = nullptr;
-  const void* scheduler_stack = nullptr;
-  size_t scheduler_stack_bytes = 0;
+  Stack scheduler;
   Thread* running = nullptr;
   void (*kernel)(void*) = nullptr;
   void* context = nullptr;
@@ -75,30 +90,15 @@ struct Machine {
   std::mutex mutex;
 } machine;
 
-// Before a switch of stacks and after it: AddressSanitizer wants to know.
-void leave_for([[maybe_unused]] void** keep, [[maybe_unused]] const void* stack, [[maybe_unused]] size_t bytes) {
-#if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_start_switch_fiber(keep, stack, bytes);
-#endif
-}
-void arrive([[maybe_unused]] void* kept, [[maybe_unused]] const void** from, [[maybe_unused]] size_t* bytes) {
-#if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_finish_switch_fiber(kept, from, bytes);
-#endif
-}
-
 // From the running thread back to the scheduler.
 void give_way(State state) {
   Thread& thread = *machine.running;
   thread.state = state;
-  leave_for(state == State::ended ? nullptr : &thread.fake_stack, machine.scheduler_stack,
-            machine.scheduler_stack_bytes);
-  swapcontext(&thread.context, &machine.scheduler);
-  arrive(thread.fake_stack, nullptr, nullptr);
+  thread.stack.switch_to(machine.scheduler, state == State::ended);
 }
 
 void entry() {
-  arrive(nullptr, &machine.scheduler_stack, &machine.scheduler_stack_bytes);
+  Stack::begun(machine.scheduler);
   try {
     machine.kernel(machine.context);
   } catch (...) {
@@ -110,23 +110,16 @@ void entry() {
 void resume(Thread& thread) {
   machine.running = &thread;
   threadIdx = thread.index;
-  leave_for(&machine.scheduler_fake_stack, thread.stack.get(), kStackBytes);
-  swapcontext(&machine.scheduler, &thread.context);
-  arrive(machine.scheduler_fake_stack, nullptr, nullptr);
+  machine.scheduler.switch_to(thread.stack);
   if (machine.failure) std::rethrow_exception(std::exchange(machine.failure, nullptr));
 }
 
 void begin(Thread& thread, dim3 index) {
-  if (!thread.stack) thread.stack.reset(new char[kStackBytes]);
   thread.index = index;
   thread.state = State::ready;
   thread.groups.clear();
   thread.open.clear();
-  getcontext(&thread.context);
-  thread.context.uc_stack.ss_sp = thread.stack.get();
-  thread.context.uc_stack.ss_size = kStackBytes;
-  thread.context.uc_link = nullptr;
-  makecontext(&thread.context, entry, 0);
+  thread.stack.begin(entry);
 }
 
 [[noreturn]] void stuck(const char* what) {
