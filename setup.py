@@ -36,8 +36,6 @@ if tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2]) <
     raise SystemExit(f"maskfuse: torch {torch.__version__} is too old: its stable ABI is used from 2.11 on")
 
 SOURCES = json.loads((ROOT / "csrc/sources.json").read_text())
-DEPENDS = ["setup.py"]  # it has the flags
-DEPENDS += sorted(str(path) for path in Path("csrc").rglob("*") if path.suffix in {".h", ".cpp", ".cu", ".json"})
 X86 = platform.machine() in {"x86_64", "AMD64"}
 CUDA_PREFIX = Path("/usr/local/cuda")
 ABI_TARGET = "2.11"
@@ -50,6 +48,12 @@ CUDA_ARCHITECTURES = {
     "sm_80 ptx_80": "arch=compute_80,code=[sm_80,compute_80]",
     "sm_90a": "arch=compute_90a,code=sm_90a",
 }
+
+
+def depends(*folders):
+    """What a build of sources in these folders of csrc depends on."""
+    files = [path for folder in folders for path in Path("csrc", folder).iterdir()]
+    return ["setup.py", "csrc/sources.json", *sorted(str(p) for p in files if p.suffix in {".h", ".cpp", ".cu"})]
 
 
 def source_paths(names):
@@ -108,7 +112,7 @@ def simt_extension():
         sources,
         include_dirs=[],
         py_limited_api=True,
-        depends=DEPENDS,
+        depends=depends("cpu", "cuda", "simt", "torch"),
         extra_compile_args={"cxx": [*CXX_FLAGS, *ABI_DEFINES, "-O2", "-DMASKFUSE_SIMT"]},
         extra_link_args=["-Wl,-s"],
     )
@@ -133,13 +137,14 @@ class BuildExtension(cpp_extension.BuildExtension):
 
 def extensions():
     link = ["-Wl,--exclude-libs,ALL", "-Wl,-s"]
-    common = {"include_dirs": [], "py_limited_api": True, "depends": DEPENDS}
+    common = {"include_dirs": [], "py_limited_api": True}
     built = [
         cpp_extension.CppExtension(
             "maskfuse._C",
             source_paths(SOURCES["torch"]),
             extra_compile_args={"cxx": CXX_FLAGS + ABI_DEFINES},
             extra_link_args=link,
+            depends=depends("cpu", "torch"),
             **common,
         )
     ]
@@ -162,6 +167,7 @@ def extensions():
                     "nvcc": [*cuda_flags, *ABI_DEFINES],
                 },
                 extra_link_args=[*link, "-Wl,--no-as-needed", "-ltorch_cuda", "-Wl,--as-needed"],
+                depends=depends("cpu", "cuda", "torch"),
             )
         )
     return built
@@ -180,7 +186,7 @@ def cpu_libraries():
                 {
                     "sources": sources,
                     "cflags": [*CXX_FLAGS, "-fPIC", *entry["flags"]],
-                    "obj_deps": {"": DEPENDS, **{source: [] for source in sources}},
+                    "obj_deps": {"": depends("cpu"), **{source: [] for source in sources}},
                 },
             )
         )

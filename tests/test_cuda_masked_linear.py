@@ -180,6 +180,21 @@ def test_repeatable(machine):
 
 
 @each_machine
+def test_choice_of_kernel(machine):
+    def choice(direction, batch, out, inp, dtype):
+        return machine.ops.masked_linear_choice(direction, batch, out, inp, dtype, 132)
+
+    half = torch.bfloat16
+    assert choice("forward", 8192, 4096, 4096, half) == "product 128x128"
+    assert choice("forward", 16, 4096, 4096, half) == "product 64x64 in 4 parts"
+    assert choice("weight_grad", 1024, 64, 64, half) == "product 64x64 in 4 parts"
+    assert choice("input_grad", 64, 64, 64, torch.float16) == "product 64x64"
+    assert choice("input_grad", 4096, 4096, 4096, torch.float32) == "element"
+    with pytest.raises(RuntimeError, match="direction must be forward, input_grad or weight_grad, got back"):
+        choice("back", 1, 1, 1, half)
+
+
+@each_machine
 def test_bad_input(machine):
     def zeros(*shape, dtype=torch.float32):
         return torch.zeros(shape, dtype=dtype, device=machine.device)

@@ -14,7 +14,9 @@ namespace {
 
 // key=value lines; parsed by maskfuse.build_info().
 std::string cuda_library_info() {
-  return "runtime=" + std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10) +
+  int driver = 0;
+  if (cudaDriverGetVersion(&driver) != cudaSuccess) driver = 0;
+  return "runtime=" + std::to_string(CUDART_VERSION) + "\ndriver=" + std::to_string(driver) +
          "\narchitectures=" MASKFUSE_CUDA_ARCHITECTURES;
 }
 

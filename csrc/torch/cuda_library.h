@@ -11,12 +11,14 @@
 #ifdef MASKFUSE_SIMT
 #include "../simt/simt.h"
 #define MASKFUSE_CUDA_IMPL(m) STABLE_TORCH_LIBRARY_IMPL(maskfuse_simt, CPU, m)
+#define MASKFUSE_CUDA_COMPOSITE(m) STABLE_TORCH_LIBRARY_IMPL(maskfuse_simt, CompositeExplicitAutograd, m)
 #else
 #include <cuda_runtime_api.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/macros.h>
 #define MASKFUSE_CUDA_IMPL(m) STABLE_TORCH_LIBRARY_IMPL(maskfuse, CUDA, m)
+#define MASKFUSE_CUDA_COMPOSITE(m) STABLE_TORCH_LIBRARY_IMPL(maskfuse, CompositeExplicitAutograd, m)
 #endif
 
 namespace maskfuse {

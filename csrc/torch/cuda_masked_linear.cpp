@@ -51,6 +51,28 @@ struct Cuda {
   }
 };
 
+// Which kernel runs a product on a device of that many multiprocessors, and how it cuts it, by the function that chooses
+// for real.
+std::string masked_linear_choice(std::string pass, int64_t batch, int64_t out, int64_t in, ScalarType type,
+                                 int64_t multiprocessors) {
+  constexpr const char* kOp = "masked_linear_choice";
+  cuda::MaskedGemm g{};
+  g.dtype = dtype_of(type, kOp, "dtype");
+  if (pass == "forward")
+    g.pass = Pass::forward, g.m = batch, g.n = out, g.k = in;
+  else if (pass == "input_grad")
+    g.pass = Pass::input_grad, g.m = batch, g.n = in, g.k = out;
+  else if (pass == "weight_grad")
+    g.pass = Pass::weight_grad, g.m = out, g.n = in, g.k = batch;
+  else
+    STD_TORCH_CHECK(false, kOp, ": direction must be forward, input_grad or weight_grad, got ", pass);
+  const cuda::LinearChoice choice = cuda::choose(g, (int)multiprocessors);
+  std::string text = cuda::kernel_name(choice.kernel);
+  if (choice.kernel == cuda::LinearKernel::product) text += choice.large ? " 128x128" : " 64x64";
+  if (choice.splits > 1) text += " in " + std::to_string(choice.splits) + " parts";
+  return text;
+}
+
 // Lists of rows and of channels, and for a convolution the bits by taps, which its kernels read.
 std::vector<Tensor> mask_lists(const Tensor& bits, int64_t columns, int64_t taps) {
   constexpr const char* kOp = "mask_lists";
@@ -87,3 +109,5 @@ MASKFUSE_CUDA_IMPL(m) {
   maskfuse::MaskedLinearOps<maskfuse::Cuda>::implement(m);
   m.impl("mask_lists", TORCH_BOX(&maskfuse::mask_lists));
 }
+
+MASKFUSE_CUDA_COMPOSITE(m) { m.impl("masked_linear_choice", TORCH_BOX(&maskfuse::masked_linear_choice)); }

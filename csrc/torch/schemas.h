@@ -41,6 +41,9 @@ void define_ops(Library& m) {
       "masked_linear_candidates(str direction, int batch, Tensor bits, int in_features, Tensor[] plan,"
       " ScalarType dtype) -> str");
   m.def("prefer_masked_linear_kernel(str name) -> ()");
+  m.def(
+      "masked_linear_choice(str direction, int batch, int out_features, int in_features, ScalarType dtype,"
+      " int multiprocessors) -> str");
 
   m.def(
       "masked_conv2d(Tensor input, Tensor weight, Tensor bits, Tensor[] plan, Tensor? bias, int[] stride,"

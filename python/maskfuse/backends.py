@@ -1,6 +1,6 @@
 """Which implementation runs an op: the first backend in order that serves the device, or the one asked for.
 
-A backend registers itself with `register`: `cpu` runs this package's CPU kernels, `reference` plain PyTorch.
+A backend registers itself with `register`: `cpu` and `cuda` run this package's kernels, `reference` plain PyTorch.
 Nothing else is tried when a backend asked for by `use_backend` or MASKFUSE_BACKEND cannot run: that is an error.
 """
 
@@ -91,9 +91,9 @@ def choose(op: str, device_type: str, warn: bool = True) -> Backend:
         if reason is not None:
             raise RuntimeError(f"backend {asked_for!r} cannot run {op} on {device_type}: {reason}")
         return backend
-    first = next(iter(_backends.values()))
-    if first.refuses(device_type) is None and op in first.ops:  # the usual case needs no list of reasons
-        return first
+    for backend in _backends.values():  # the usual case needs no list of reasons
+        if op in backend.ops and backend.name != "reference" and backend.refuses(device_type) is None:
+            return backend
     found = verdicts(op, device_type)
     name = next(name for name, reason in found if reason is None)
     if warn and name == "reference" and not torch.compiler.is_compiling() and (op, device_type) not in _warned:

@@ -58,6 +58,8 @@ _KERNELS = {
     "sampled": "one product over the batch, or over all pixels, for each active weight",
     "tiled": "register tiles of the gradient, masked as they are stored; empty ones skipped",
     "direct": "register tiles over all weights of the active channels, the mask applied as they are copied",
+    "element": "register tiles of single elements, the mask applied as the weight is read",
+    "product": "tiles on tensor cores, the mask applied between memory and shared memory; empty blocks not visited",
     "library": "torch's own product: on a masked copy, a panel at a time, or on the active channels alone",
 }
 
@@ -167,7 +169,15 @@ def explain(
     layout = (memory_format == torch.channels_last,) if conv else ()
     kernels, estimates = {}, {}
     for direction in ("forward", "input_grad", "weight_grad"):
-        if backend != "cpu":
+        if backend == "cuda" and not conv and not mask.known_full:
+            device_index = torch.device(device or mask.device).index or 0
+            multiprocessors = torch.cuda.get_device_properties(device_index).multi_processor_count
+            kernels[direction] = torch.ops.maskfuse.masked_linear_choice(
+                direction, batch, *mask.shape, dtype, multiprocessors
+            )
+        elif backend == "cuda":
+            kernels[direction] = plain
+        elif backend != "cpu":
             kernels[direction] = f"torch.where and {plain}"
         elif mask.structure == "full" and (conv or LIBRARY_GEMM):
             kernels[direction] = plain

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._library import cuda_reason
 from .ops.mask import words
 
 _KINDS = ("empty", "full", "channels", "blocks", "n:m", "unstructured")
@@ -250,12 +251,14 @@ class Mask:
     def plan(self) -> list[Tensor]:
         """What kernels derive from the bits, as ops take it: on the CPU the index of the mask of a linear layer
         or a convolution, and of its transpose, in which a convolution's taps stay together
-        (`csrc/cpu/masked_linear_plan.h`), about two bytes an active weight.
+        (`csrc/cpu/masked_linear_plan.h`), about two bytes an active weight. On CUDA the lists of blocks that hold active
+        weights (`csrc/cuda/mask_lists.h`), a few bytes for each 128 x 64 weights, and for a convolution the bits in the
+        order in which its kernels read them; of a size that depends on the shape alone.
 
         Made in parallel when it is first asked for, which layers do in `set_mask`, and once for all threads and all
         layers that share the mask. Empty for a mask that needs none (every weight active), of fewer than 4096 weights,
-        of other than two or four dimensions or not on the CPU, and in traced code that meets the mask before its plan
-        is made.
+        of other than two or four dimensions or on another device, and in traced code that meets the mask before its
+        plan is made.
         """
         plan = self._plan
         if plan is None:
@@ -364,9 +367,14 @@ _PLANNED = 4096
 
 
 def _make_plan(mask: Mask) -> list[Tensor]:
-    if len(mask.shape) not in (2, 4) or mask.device.type != "cpu" or mask.structure == "full" or mask.numel < _PLANNED:
+    if len(mask.shape) not in (2, 4) or mask.numel < _PLANNED or mask.structure == "full":
         return []
     rows, columns = _rows_columns(mask.shape, "shape")
+    if mask.device.type == "cuda" and cuda_reason is None:
+        with torch.inference_mode(False):
+            return torch.ops.maskfuse.mask_lists(mask.bits, columns, max(1, math.prod(mask.shape[2:])))
+    if mask.device.type != "cpu":
+        return []
     # A channel's weights lie together; in a linear layer every weight is on its own, which 0 stands for.
     taps = math.prod(mask.shape[2:]) if len(mask.shape) == 4 else 0
     together = max(1, taps)

@@ -10,6 +10,7 @@ from . import _backends as _backends
 from . import _check
 
 extend("cpu", {"gated_linear": ops.gated_linear})
+extend("cuda", {"gated_linear": ops.gated_linear})
 extend("reference", {"gated_linear": reference.gated_linear})
 
 

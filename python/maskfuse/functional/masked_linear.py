@@ -18,7 +18,7 @@ def _kernels(
     input: Tensor, weight: Tensor, mask: Mask | Tensor, bias: Tensor | None, packed: Sequence[Tensor] = ()
 ) -> Tensor:
     if isinstance(mask, Mask):
-        if mask.known_full and ops.LIBRARY_GEMM:
+        if mask.known_full and (ops.LIBRARY_GEMM or input.is_cuda):
             return F.linear(input, weight, bias)
         return ops.masked_linear(input, weight, mask.bits, [*mask.plan, *packed], bias)
     return ops.soft_masked_linear(input, weight, mask, bias)
@@ -47,6 +47,7 @@ def _of_channels(
 
 
 extend("cpu", {"masked_linear": _kernels})
+extend("cuda", {"masked_linear": _kernels})
 extend("reference", {"masked_linear": _reference})
 
 

@@ -17,5 +17,11 @@ def library_info() -> dict[str, str]:
     return pairs(torch.ops.maskfuse.library_info())
 
 
+def cuda_library_info() -> dict[str, str]:
+    """Of the CUDA library, where it is loaded: its runtime and the driver's version, as 1000 major + 10 minor, and the
+    architectures it was compiled for."""
+    return pairs(torch.ops.maskfuse.cuda_library_info())
+
+
 LIBRARY_GEMM = library_info()["library_gemm"] == "1"
 """True where a mask that hides nothing runs torch's own linear layer."""

@@ -33,6 +33,16 @@ def _(bits: Tensor, columns: int, taps: int) -> Tensor:
     return bits.new_empty((columns // taps, words(bits.shape[0] * taps)))
 
 
+@torch.library.register_fake("maskfuse::mask_lists")
+def _(bits: Tensor, columns: int, taps: int) -> list[Tensor]:
+    rows, channels = bits.shape[0], columns // taps
+    lists = [
+        bits.new_empty((-(-rows // 128), 1 + taps * -(-channels // 64))),
+        bits.new_empty((-(-channels // 128), 1 + taps * -(-rows // 64))),
+    ]
+    return lists if taps == 1 else [*lists, bits.new_empty((rows, taps * words(channels)))]
+
+
 @torch.library.register_fake("maskfuse::mask_plan")
 def _(bits: Tensor, columns: int, taps: int) -> Tensor:
     # Its size depends on the bits: plans are made when a mask is set, not in traced code.
