@@ -154,7 +154,15 @@ def extensions():
         cpp_extension.CUDA_HOME = str(home)  # None beside a CPU-only torch
         gencode = [flag for architecture in CUDA_ARCHITECTURES.values() for flag in ("-gencode", architecture)]
         architectures = f'-DMASKFUSE_CUDA_ARCHITECTURES="{" ".join(CUDA_ARCHITECTURES)}"'
-        cuda_flags = ["-std=c++20", "-O3", "-Xcompiler", "-fvisibility=hidden", "-DUSE_CUDA", *gencode]
+        cuda_flags = [
+            "-std=c++20",
+            "-O3",
+            "--expt-relaxed-constexpr",
+            "-Xcompiler",
+            "-fvisibility=hidden",
+            "-DUSE_CUDA",
+            *gencode,
+        ]
         built.append(
             cpp_extension.CppExtension(
                 "maskfuse._C_cuda",

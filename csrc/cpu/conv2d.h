@@ -16,9 +16,9 @@ struct ConvShape {
   int64_t stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups;
   int64_t spread_h = 1, spread_w = 1;  // the input with spread - 1 zeros between its pixels: see forward_form
 
-  int64_t taps() const { return kernel_h * kernel_w; }
-  int64_t columns() const { return in / groups * taps(); }
-  int64_t pixels() const { return batch * out_h * out_w; }
+  constexpr int64_t taps() const { return kernel_h * kernel_w; }
+  constexpr int64_t columns() const { return in / groups * taps(); }
+  constexpr int64_t pixels() const { return batch * out_h * out_w; }
 };
 
 // Activations of four dimensions: strides in elements.

@@ -3,7 +3,7 @@
 // A block of 16 x 16 threads computes a tile of 16 kEach x 16 kEach of C, a thread every sixteenth of its rows and
 // columns. Both operands' parts of 16 of the depth lie in shared memory with the depth outermost; the next ones are
 // read into registers while these are multiplied. Sources and results are those of product.h, by the element:
-//   source.element(outer, depth)   the operand, 0 outside of it; kAlongDepth says what neighbouring threads should read
+//   source.element(Block, outer, in_block)   the operand, 0 outside of it; kAlongDepth says what neighbours should read
 //   result.write_one(row, column, sum)
 // Blocks of the depth that a list leaves out are not visited, and few tiles are split over the depth, as in product.h.
 #pragma once
@@ -20,12 +20,16 @@ inline constexpr int kEach = sizeof(Sum) == 4 ? 8 : 4;
 
 template <class T, class Left, class Right, class Result>
 __global__ void __launch_bounds__(kElementThreads)
-    element_product_kernel(const Left left, const Right right, const Result result, int64_t m, int64_t n, int64_t k,
+    element_product_kernel(const Left all_left, const Right all_right, const Result result_of_all, int64_t m, int64_t n,
                            const DepthBlocks depth, typename Accumulator<T>::type* partial) {
   using Sum = typename Accumulator<T>::type;
   constexpr int kSide = kElementSide * kEach<Sum>, kTurns = kSide * kElementDepth / kElementThreads;
   constexpr int kLd = kSide + 16 / (int)sizeof(Sum);  // rows of the depth begin in different banks
   constexpr int kSteps = kDepth / kElementDepth;      // of a block of the depth
+  const int group = (int)blockIdx.z;
+  const Left left = all_left.in_group(group);
+  const Right right = all_right.in_group(group);
+  const Result result = result_of_all.in_group(group);
   Sum* const a = (Sum*)shared_memory();
   Sum* const b = a + kElementDepth * kLd;
   const TileIndex tile = tile_of(blockIdx.x, ceil_div(m, kSide), ceil_div(n, kSide));
@@ -37,10 +41,7 @@ __global__ void __launch_bounds__(kElementThreads)
   int64_t count = list ? list[0] : depth.all;
   if (!result.wanted(m0, n0, kSide, kSide)) count = 0;
   const int64_t begin = count * blockIdx.y / gridDim.y * kSteps, end = count * (blockIdx.y + 1) / gridDim.y * kSteps;
-  const auto depth_of = [&](int64_t step) {
-    const int64_t block = step / kSteps;
-    return (list ? (int64_t)list[1 + block] : block) * kDepth + step % kSteps * kElementDepth;
-  };
+  const auto block_at = [&](int64_t i) { return list ? (int64_t)list[1 + i] : i; };
 
   // Which element of a tile a thread carries: neighbours along what is contiguous in memory.
   Sum next_a[kTurns], next_b[kTurns];
@@ -52,12 +53,14 @@ __global__ void __launch_bounds__(kElementThreads)
     return at;
   };
   const auto read = [&](int64_t step) {
-    const int64_t k0 = depth_of(step);
+    const auto left_block = left.at(block_at(step / kSteps));
+    const auto right_block = right.at(block_at(step / kSteps));
+    const int in_block = (int)(step % kSteps) * kElementDepth;
 #pragma unroll
     for (int turn = 0; turn < kTurns; ++turn) {
       const auto l = place(turn, Left::kAlongDepth), r = place(turn, Right::kAlongDepth);
-      next_a[turn] = (Sum)widened(left.element(m0 + l.outer, k0 + l.depth));
-      next_b[turn] = (Sum)widened(right.element(n0 + r.outer, k0 + r.depth));
+      next_a[turn] = (Sum)widened(left.element(left_block, m0 + l.outer, in_block + l.depth));
+      next_b[turn] = (Sum)widened(right.element(right_block, n0 + r.outer, in_block + r.depth));
     }
   };
 
@@ -93,14 +96,16 @@ __global__ void __launch_bounds__(kElementThreads)
       if (gridDim.y == 1)
         result.write_one(row, column, sums[i][j]);
       else
-        partial[(blockIdx.y * m + row) * n + column] = sums[i][j];
+        partial[(((int64_t)group * gridDim.y + blockIdx.y) * m + row) * n + column] = sums[i][j];
     }
 }
 
 // Adds the partial sums of a split product, in the order of the splits.
 template <class Sum, class Result>
 __global__ void __launch_bounds__(256)
-    add_partial_elements_kernel(const Result result, int64_t m, int64_t n, int splits, const Sum* partial) {
+    add_partial_elements_kernel(const Result result_of_all, int64_t m, int64_t n, int splits, const Sum* all_partial) {
+  const Result result = result_of_all.in_group((int)blockIdx.y);
+  const Sum* const partial = all_partial + (int64_t)blockIdx.y * splits * m * n;
   for (int64_t i = (int64_t)blockIdx.x * 256 + threadIdx.x; i < m * n; i += (int64_t)gridDim.x * 256) {
     Sum sum = 0;
     for (int split = 0; split < splits; ++split) sum += partial[split * m * n + i];
@@ -109,10 +114,11 @@ __global__ void __launch_bounds__(256)
 }
 
 // Parts of the depth, of at least kLeastPart blocks each, where the tiles alone would leave multiprocessors idle.
-inline int element_splits(int64_t m, int64_t n, int64_t depth_blocks, int64_t sum_bytes, int multiprocessors) {
+inline int element_splits(int64_t m, int64_t n, int64_t depth_blocks, int groups, int64_t sum_bytes,
+                          int multiprocessors) {
   constexpr int64_t kLeastPart = 4, kMostSplits = 32;
   const int64_t side = kElementSide * (sum_bytes == 4 ? kEach<float> : kEach<double>);
-  const int64_t tiles = ceil_div(m, side) * ceil_div(n, side);
+  const int64_t tiles = groups * ceil_div(m, side) * ceil_div(n, side);
   if (tiles == 0 || tiles >= multiprocessors) return 1;
   int64_t splits = 2 * multiprocessors / tiles;
   if (splits > depth_blocks / kLeastPart) splits = depth_blocks / kLeastPart;
@@ -120,23 +126,24 @@ inline int element_splits(int64_t m, int64_t n, int64_t depth_blocks, int64_t su
   return splits < 1 ? 1 : (int)splits;
 }
 
-// `partial` needs splits * m * n sums where splits > 1.
+// `partial` needs groups * splits * m * n sums where splits > 1.
 template <class T, class Left, class Right, class Result>
 cudaError_t launch_element_product(const Left& left, const Right& right, const Result& result, int64_t m, int64_t n,
-                                   int64_t k, const DepthBlocks& depth, int splits, void* partial,
+                                   const DepthBlocks& depth, int splits, int groups, void* partial,
                                    cudaStream_t stream) {
   using Sum = typename Accumulator<T>::type;
   if (m == 0 || n == 0) return cudaSuccess;
   constexpr int64_t kSide = kElementSide * kEach<Sum>;
   constexpr size_t kShared = 2 * kElementDepth * (kSide + 16 / sizeof(Sum)) * sizeof(Sum);
   const int64_t tiles = ceil_div(m, kSide) * ceil_div(n, kSide);
-  if (tiles > 0x7fffffff) return cudaErrorInvalidConfiguration;
+  if (tiles > 0x7fffffff || groups > 65535) return cudaErrorInvalidConfiguration;
   const cudaError_t error =
-      launch(element_product_kernel<T, Left, Right, Result>, dim3((unsigned)tiles, (unsigned)splits), kElementThreads,
-             kShared, stream, left, right, result, m, n, k, depth, (Sum*)partial);
+      launch(element_product_kernel<T, Left, Right, Result>, dim3((unsigned)tiles, (unsigned)splits, (unsigned)groups),
+             kElementThreads, kShared, stream, left, right, result, m, n, depth, (Sum*)partial);
   if (error != cudaSuccess || splits == 1) return error;
-  return launch(add_partial_elements_kernel<Sum, Result>, grid_blocks(m * n, 256, 4096), 256, 0, stream, result, m, n,
-                splits, (const Sum*)partial);
+  const dim3 grid(grid_blocks(m * n, 256, 4096), (unsigned)groups);
+  return launch(add_partial_elements_kernel<Sum, Result>, grid, 256, 0, stream, result, m, n, splits,
+                (const Sum*)partial);
 }
 
 }  // namespace maskfuse::cuda

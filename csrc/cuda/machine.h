@@ -83,6 +83,15 @@ __device__ __forceinline__ bool sync_block_or(bool predicate) {
 __device__ __forceinline__ int lane_index() { return (int)(threadIdx.x & (kWarp - 1)); }
 __device__ __forceinline__ int warp_index() { return (int)(threadIdx.x / kWarp); }
 
+// What a lane wrote before, the lanes of its warp read after.
+__device__ __forceinline__ void sync_warp() {
+#ifdef MASKFUSE_SIMT
+  simt::exchange("sync_warp", nullptr, [](void* const*) {});
+#else
+  __syncwarp();
+#endif
+}
+
 // Bit l of the result: whether lane l's predicate holds. Every lane of the warp takes part.
 __device__ __forceinline__ uint32_t ballot(bool predicate) {
 #ifdef MASKFUSE_SIMT

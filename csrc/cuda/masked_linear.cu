@@ -18,10 +18,10 @@ const char* kernel_name(LinearKernel kernel) {
 LinearChoice choose(const MaskedGemm& g, int multiprocessors) {
   const int64_t depth_blocks = ceil_div(g.k, kDepth), element = dtype_size(g.dtype);
   if (element > 2) {
-    const int splits = element_splits(g.m, g.n, depth_blocks, element, multiprocessors);
+    const int splits = element_splits(g.m, g.n, depth_blocks, 1, element, multiprocessors);
     return {LinearKernel::element, false, splits, splits > 1 ? splits * g.m * g.n * element : 0};
   }
-  const ProductCut cut = cut_product(g.m, g.n, depth_blocks, multiprocessors);
+  const ProductCut cut = cut_product(g.m, g.n, depth_blocks, 1, multiprocessors);
   return {LinearKernel::product, cut.large, cut.splits, partial_floats(cut, g.m, g.n) * 4};
 }
 

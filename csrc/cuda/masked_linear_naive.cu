@@ -15,7 +15,8 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t row = i / n, column = i % n;
     Sum sum = 0;
     for (int64_t d = 0; d < k; ++d)
-      sum = multiply_add((Sum)widened(left.element(row, d)), (Sum)widened(right.element(column, d)), sum);
+      sum = multiply_add((Sum)widened(left.element(left.at(d / kDepth), row, (int)(d % kDepth))),
+                         (Sum)widened(right.element(right.at(d / kDepth), column, (int)(d % kDepth))), sum);
     result.write_one(row, column, sum);
   }
 }
@@ -23,7 +24,7 @@ __global__ void __launch_bounds__(kThreads)
 template <class T>
 cudaError_t run(const MaskedGemm& g, cudaStream_t stream) {
   return with_operands<T>(g, [&]<class Left, class Right>(const Left& left, const Right& right) {
-    return launch(naive_kernel<T, Left, Right, LinearResult<T>>, grid_blocks(g.m * g.n, kThreads), kThreads, 0, stream,
+    return launch(naive_kernel<T, Left, Right, MatrixResult<T>>, grid_blocks(g.m * g.n, kThreads), kThreads, 0, stream,
                   left, right, result_of<T>(g), g.m, g.n, g.k);
   });
 }

@@ -11,13 +11,16 @@
 // order. No sum depends on which block runs first.
 //
 // A source has:
-//   kAlongDepth            its pieces run along the depth, or along the rows (columns) of C
-//   kMasked                pieces pass through registers: Raw load(Block, row, column), Piece finish(Raw)
-//   Block at(int64_t d)    what pieces of the depth's block d have in common
-//   vectors                16-byte reads are aligned
-//   Span span(Block, row, column)   plain: where a piece lies and how many of its elements there are
+//   kAlongDepth              its pieces run along the depth, or along the rows (columns) of C
+//   Block at(d)              what pieces of the depth's block d have in common
+//   Outer outer(index)       what is known of a piece before the depth: of a row (column) of C, or of eight of them
+//   Span span(Block, Outer, in_block)   where a piece lies and how many of its elements there are; in_block: of the
+//                            depth, its first element or (not kAlongDepth) its only one
+//   vectors                  16-byte reads are aligned
+//   kMasked                  instead of span: Raw load(Block, Outer, in_block), and Piece finish(Raw)
+//   in_group(g)              the source of a product's group g: several products of one shape are one launch
 // A result has: wanted(row, column, rows, columns), by all threads of a block: whether any element of a tile is;
-// write(row, column, sums) for eight consecutive columns.
+// write(row, column, sums) for eight consecutive columns; in_group(g).
 #pragma once
 
 #include "ptx_copy_async.h"
@@ -89,7 +92,7 @@ struct Operand {
   static constexpr int kTurns = Tile::kPieces / kThreads;
   static_assert(Tile::kPieces % kThreads == 0);
 
-  const Source& source;
+  Source source;
   int64_t origin;  // the first row (column) of C
 
   struct Where {
@@ -100,22 +103,31 @@ struct Operand {
     return {i / Tile::kRowPieces, i % Tile::kRowPieces};
   }
 
-  // Pieces of one block of the depth, in flight between memory and shared memory; nothing for plain sources.
+  // A thread's pieces: what is known before the depth, and those in flight between memory and shared memory (nothing
+  // for plain sources).
   struct Flight {
+    typename Source::Outer outer[kTurns];
     typename Source::Raw raw[kTurns];
   };
+
+  __device__ __forceinline__ void prepare(Flight& flight) const {
+#pragma unroll
+    for (int turn = 0; turn < kTurns; ++turn) {
+      const auto [row, piece] = where(turn);
+      flight.outer[turn] = source.outer(origin + (Source::kAlongDepth ? row : piece * kPieceElements));
+    }
+  }
 
   __device__ __forceinline__ void start(int64_t block, char* tile, Flight& flight) const {
     const typename Source::Block at = source.at(block);
 #pragma unroll
     for (int turn = 0; turn < kTurns; ++turn) {
       const auto [row, piece] = where(turn);
-      const int64_t r = row + (Source::kAlongDepth ? origin : 0);
-      const int64_t c = piece * kPieceElements + (Source::kAlongDepth ? 0 : origin);
+      const int in_block = Source::kAlongDepth ? piece * kPieceElements : row;
       if constexpr (Source::kMasked) {
-        flight.raw[turn] = source.load(at, r, c);
+        flight.raw[turn] = source.load(at, flight.outer[turn], in_block);
       } else {
-        const Span<T> span = source.span(at, r, c);
+        const Span<T> span = source.span(at, flight.outer[turn], in_block);
         char* const to = tile + Tile::at(row, piece);
         if (source.vectors)
           copy_async(to, span.data, 2 * span.count);
@@ -164,15 +176,17 @@ __device__ __forceinline__ void multiply_block(const char* left, const char* rig
 
 template <class T, class Tile, class LeftSource, class RightSource, class Result>
 __global__ void __launch_bounds__(Tile::kThreads)
-    product_kernel(const LeftSource left_source, const RightSource right_source, const Result result, int64_t m,
+    product_kernel(const LeftSource left_source, const RightSource right_source, const Result result_of_all, int64_t m,
                    int64_t n, const DepthBlocks depth, float* partial) {
   using Left = Operand<T, LeftSource, Tile::kM, Tile::kThreads>;
   using Right = Operand<T, RightSource, Tile::kN, Tile::kThreads>;
   char* const shared = shared_memory();
   const TileIndex tile = tile_of(blockIdx.x, ceil_div(m, Tile::kM), ceil_div(n, Tile::kN));
   const int64_t m0 = tile.m * Tile::kM, n0 = tile.n * Tile::kN;
-  const Left left{left_source, m0};
-  const Right right{right_source, n0};
+  const int group = (int)blockIdx.z;
+  const Left left{left_source.in_group(group), m0};
+  const Right right{right_source.in_group(group), n0};
+  const Result result = result_of_all.in_group(group);
 
   // Step 1: this block's part of the depth.
   const int32_t* const list =
@@ -187,6 +201,8 @@ __global__ void __launch_bounds__(Tile::kThreads)
   // Step 2: the first stages.
   typename Left::Flight left_flight;
   typename Right::Flight right_flight;
+  left.prepare(left_flight);
+  right.prepare(right_flight);
   for (int i = begin; i < begin + Tile::kStages - 1; ++i) {
     if (i < end) {
       left.start(block_at(i), left_tile(i), left_flight);
@@ -241,7 +257,7 @@ __global__ void __launch_bounds__(Tile::kThreads)
       result.write(r, c, from);
     } else {
       const int64_t ld = ceil_div(n, kPieceElements) * kPieceElements;
-      float* const to = partial + (blockIdx.y * m + r) * ld + c;
+      float* const to = partial + (((int64_t)group * gridDim.y + blockIdx.y) * m + r) * ld + c;
 #pragma unroll
       for (int e = 0; e < kPieceElements; ++e) to[e] = from[e];
     }
@@ -251,8 +267,10 @@ __global__ void __launch_bounds__(Tile::kThreads)
 // Adds the partial sums of a split product, in the order of the splits.
 template <class Result>
 __global__ void __launch_bounds__(256)
-    add_partial_kernel(const Result result, int64_t m, int64_t n, int splits, const float* partial) {
+    add_partial_kernel(const Result result_of_all, int64_t m, int64_t n, int splits, const float* all_partial) {
+  const Result result = result_of_all.in_group((int)blockIdx.y);
   const int64_t row_pieces = ceil_div(n, kPieceElements), ld = row_pieces * kPieceElements;
+  const float* const partial = all_partial + (int64_t)blockIdx.y * splits * m * ld;
   for (int64_t i = (int64_t)blockIdx.x * 256 + threadIdx.x; i < m * row_pieces; i += (int64_t)gridDim.x * 256) {
     const int64_t row = i / row_pieces, column = i % row_pieces * kPieceElements;
     float sums[kPieceElements] = {};
@@ -265,26 +283,29 @@ __global__ void __launch_bounds__(256)
   }
 }
 
-// How a product is cut: large or small tiles, and into how many parts of its depth.
+// How products of one shape are cut: large or small tiles, and into how many parts of its depth.
 struct ProductCut {
   bool large;
-  int splits;
+  int splits, groups;
 };
 
 // Large tiles where they give every multiprocessor one; else small ones, and where those are few too, parts of the
-// depth of at least kLeastPart blocks each. `partial` needs splits * m * (n rounded up to 8) floats where splits > 1.
-inline ProductCut cut_product(int64_t m, int64_t n, int64_t depth_blocks, int multiprocessors) {
+// depth of at least kLeastPart blocks each. `partial` needs groups * splits * m * (n rounded up to 8) floats where
+// splits > 1.
+inline ProductCut cut_product(int64_t m, int64_t n, int64_t depth_blocks, int groups, int multiprocessors) {
   constexpr int64_t kLeastPart = 4, kMostSplits = 32;
-  if (ceil_div(m, LargeTile::kM) * ceil_div(n, LargeTile::kN) >= multiprocessors) return {true, 1};
-  const int64_t tiles = ceil_div(m, SmallTile::kM) * ceil_div(n, SmallTile::kN);
-  if (tiles == 0) return {false, 1};
+  const bool wide = m > SmallTile::kM && n > SmallTile::kN;
+  if (wide && groups * ceil_div(m, LargeTile::kM) * ceil_div(n, LargeTile::kN) >= multiprocessors)
+    return {true, 1, groups};
+  const int64_t tiles = groups * ceil_div(m, SmallTile::kM) * ceil_div(n, SmallTile::kN);
+  if (tiles == 0) return {false, 1, groups};
   int64_t splits = 2 * multiprocessors / tiles;
   if (splits > depth_blocks / kLeastPart) splits = depth_blocks / kLeastPart;
   if (splits > kMostSplits) splits = kMostSplits;
-  return {false, splits < 1 ? 1 : (int)splits};
+  return {false, splits < 1 ? 1 : (int)splits, groups};
 }
 inline int64_t partial_floats(const ProductCut& cut, int64_t m, int64_t n) {
-  return cut.splits > 1 ? cut.splits * m * ceil_div(n, kPieceElements) * kPieceElements : 0;
+  return cut.splits > 1 ? cut.groups * cut.splits * m * ceil_div(n, kPieceElements) * kPieceElements : 0;
 }
 
 template <class T, class Left, class Right, class Result>
@@ -293,14 +314,15 @@ cudaError_t launch_product(const Left& left, const Right& right, const Result& r
   if (m == 0 || n == 0) return cudaSuccess;
   const auto run = [&]<class Tile>(Tile) {
     const int64_t tiles = ceil_div(m, Tile::kM) * ceil_div(n, Tile::kN);
-    if (tiles > 0x7fffffff) return cudaErrorInvalidConfiguration;
-    return launch(product_kernel<T, Tile, Left, Right, Result>, dim3((unsigned)tiles, (unsigned)cut.splits),
-                  Tile::kThreads, Tile::kSharedBytes, stream, left, right, result, m, n, depth, partial);
+    if (tiles > 0x7fffffff || cut.groups > 65535) return cudaErrorInvalidConfiguration;
+    return launch(product_kernel<T, Tile, Left, Right, Result>,
+                  dim3((unsigned)tiles, (unsigned)cut.splits, (unsigned)cut.groups), Tile::kThreads, Tile::kSharedBytes,
+                  stream, left, right, result, m, n, depth, partial);
   };
   const cudaError_t error = cut.large ? run(LargeTile{}) : run(SmallTile{});
   if (error != cudaSuccess || cut.splits == 1) return error;
-  return launch(add_partial_kernel<Result>, grid_blocks(m * ceil_div(n, kPieceElements), 256, 4096), 256, 0, stream,
-                result, m, n, cut.splits, (const float*)partial);
+  const dim3 grid(grid_blocks(m * ceil_div(n, kPieceElements), 256, 4096), (unsigned)cut.groups);
+  return launch(add_partial_kernel<Result>, grid, 256, 0, stream, result, m, n, cut.splits, (const float*)partial);
 }
 
 }  // namespace maskfuse::cuda

@@ -54,4 +54,45 @@ inline void check_weight(const Tensor& weight, const char* op) {
                   shape_of(weight));
 }
 
+// The shape of a pass's convolution; throws where its operands do not fit each other.
+inline ConvShape forward_shape(const char* op, const Tensor& input, const Tensor& weight,
+                               const std::optional<Tensor>& bias, const Geometry& geometry) {
+  check_image(input, op, "input");
+  check_weight(weight, op);
+  check_same_dtype(input, "input", weight, "weight", op);
+  STD_TORCH_CHECK(input.size(1) == weight.size(1) * geometry.groups, op, ": input ", shape_of(input),
+                  " does not fit weight ", shape_of(weight), " in ", geometry.groups, " groups");
+  const ConvShape shape = shape_of_conv(geometry, input.size(0), input.size(1), input.size(2), input.size(3),
+                                        weight.size(0), weight.size(2), weight.size(3), op);
+  if (bias) {
+    check_same_dtype(input, "input", *bias, "bias", op);
+    check_shape(*bias, {shape.out}, op, "bias");
+  }
+  return shape;
+}
+
+inline ConvShape input_grad_shape(const char* op, const Tensor& grad, const Tensor& weight, const Ints& size,
+                                  const Geometry& geometry) {
+  check_image(grad, op, "grad");
+  check_weight(weight, op);
+  check_same_dtype(grad, "grad", weight, "weight", op);
+  STD_TORCH_CHECK(size.size() == 2, op, ": input_size must be two integers, got ", size.size());
+  const ConvShape shape = shape_of_conv(geometry, grad.size(0), weight.size(1) * geometry.groups, size[0], size[1],
+                                        weight.size(0), weight.size(2), weight.size(3), op);
+  check_shape(grad, {shape.batch, shape.out, shape.out_h, shape.out_w}, op, "grad");
+  return shape;
+}
+
+inline ConvShape weight_grad_shape(const char* op, const Tensor& grad, const Tensor& input, const Ints& kernel,
+                                   const Geometry& geometry) {
+  check_image(grad, op, "grad");
+  check_image(input, op, "input");
+  check_same_dtype(grad, "grad", input, "input", op);
+  STD_TORCH_CHECK(kernel.size() == 2, op, ": kernel_size must be two integers, got ", kernel.size());
+  const ConvShape shape = shape_of_conv(geometry, input.size(0), input.size(1), input.size(2), input.size(3),
+                                        grad.size(1), kernel[0], kernel[1], op);
+  check_shape(grad, {shape.batch, shape.out, shape.out_h, shape.out_w}, op, "grad");
+  return shape;
+}
+
 }  // namespace maskfuse

@@ -51,8 +51,8 @@ struct Cuda {
   }
 };
 
-// Which kernel runs a product on a device of that many multiprocessors, and how it cuts it, by the function that chooses
-// for real.
+// Which kernel runs a product on a device of that many multiprocessors, and how it cuts it, by the function that
+// chooses for real.
 std::string masked_linear_choice(std::string pass, int64_t batch, int64_t out, int64_t in, ScalarType type,
                                  int64_t multiprocessors) {
   constexpr const char* kOp = "masked_linear_choice";

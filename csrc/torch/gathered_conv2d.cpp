@@ -54,21 +54,13 @@ Tensor gathered_conv2d(const Tensor& input, const Tensor& weight, const Tensor& 
   GatheredConv g{};
   g.conv.pass = Pass::forward;
   g.conv.dtype = dtype_of(input, kOp, "input");
-  check_image(input, kOp, "input");
-  check_weight(weight, kOp);
-  check_same_dtype(input, "input", weight, "weight", kOp);
-  STD_TORCH_CHECK(input.size(1) == weight.size(1), kOp, ": input ", shape_of(input), " does not fit weight ",
-                  shape_of(weight));
+  g.conv.shape = forward_shape(kOp, input, weight, bias, {stride, padding, dilation, 1});
   check_bits(bits, bits.dim() == 2 && bits.size(0) == 1 ? 1 : input.size(0), input.size(1), kOp);
-  g.conv.shape = shape_of_conv({stride, padding, dilation, 1}, input.size(0), input.size(1), input.size(2),
-                               input.size(3), weight.size(0), weight.size(2), weight.size(3), kOp);
   const ConvShape& s = g.conv.shape;
   const Tensor w = as_contiguous(weight), x = as_image(input);
   g.conv.weight = w.const_data_ptr(), g.conv.weight_ld = s.columns();
   Tensor added;
   if (bias) {
-    check_same_dtype(input, "input", *bias, "bias", kOp);
-    check_shape(*bias, {s.out}, kOp, "bias");
     added = as_contiguous(*bias);
     g.conv.bias = added.const_data_ptr();
   }
@@ -85,14 +77,8 @@ Tensor gathered_conv2d_input_grad(const Tensor& grad, const Tensor& weight, cons
   GatheredConv g{};
   g.conv.pass = Pass::input_grad;
   g.conv.dtype = dtype_of(grad, kOp, "grad");
-  check_image(grad, kOp, "grad");
-  check_weight(weight, kOp);
-  check_same_dtype(grad, "grad", weight, "weight", kOp);
-  STD_TORCH_CHECK(input_size.size() == 2, kOp, ": input_size must be two integers, got ", input_size.size());
-  g.conv.shape = shape_of_conv({stride, padding, dilation, 1}, grad.size(0), weight.size(1), input_size[0],
-                               input_size[1], weight.size(0), weight.size(2), weight.size(3), kOp);
+  g.conv.shape = input_grad_shape(kOp, grad, weight, input_size, {stride, padding, dilation, 1});
   const ConvShape& s = g.conv.shape;
-  check_shape(grad, {s.batch, s.out, s.out_h, s.out_w}, kOp, "grad");
   check_bits(bits, bits.dim() == 2 && bits.size(0) == 1 ? 1 : s.batch, s.in, kOp);
   const Tensor w = as_contiguous(weight), dy = as_image(grad);
   g.conv.weight = w.const_data_ptr(), g.conv.weight_ld = s.columns();
@@ -108,13 +94,7 @@ Tensor gathered_conv2d_weight_grad(const Tensor& grad, const Tensor& input, cons
                                    Ints stride, Ints padding, Ints dilation) {
   constexpr const char* kOp = "gathered_conv2d_weight_grad";
   dtype_of(grad, kOp, "grad");
-  check_image(grad, kOp, "grad");
-  check_image(input, kOp, "input");
-  check_same_dtype(grad, "grad", input, "input", kOp);
-  STD_TORCH_CHECK(kernel_size.size() == 2, kOp, ": kernel_size must be two integers, got ", kernel_size.size());
-  const ConvShape s = shape_of_conv({stride, padding, dilation, 1}, input.size(0), input.size(1), input.size(2),
-                                    input.size(3), grad.size(1), kernel_size[0], kernel_size[1], kOp);
-  check_shape(grad, {s.batch, s.out, s.out_h, s.out_w}, kOp, "grad");
+  const ConvShape s = weight_grad_shape(kOp, grad, input, kernel_size, {stride, padding, dilation, 1});
   check_bits(bits, bits.dim() == 2 && bits.size(0) == 1 ? 1 : s.batch, s.in, kOp);
   const int64_t shape[] = {s.out, s.in, s.kernel_h, s.kernel_w};
   Tensor weight = new_tensor(grad, shape, 4);

@@ -41,20 +41,12 @@ Tensor forward(const char* op, const Tensor& input, const Tensor& weight, const 
   Operands keep;
   g.pass = Pass::forward;
   g.dtype = dtype_of(input, op, "input");
-  check_image(input, op, "input");
-  check_weight(weight, op);
-  check_same_dtype(input, "input", weight, "weight", op);
-  STD_TORCH_CHECK(input.size(1) == weight.size(1) * geometry.groups, op, ": input ", shape_of(input),
-                  " does not fit weight ", shape_of(weight), " in ", geometry.groups, " groups");
-  g.shape = shape_of_conv(geometry, input.size(0), input.size(1), input.size(2), input.size(3), weight.size(0),
-                          weight.size(2), weight.size(3), op);
+  g.shape = forward_shape(op, input, weight, bias, geometry);
   const Tensor w = as_contiguous(weight);
   g.weight = w.const_data_ptr(), g.weight_ld = g.shape.columns();
   attach_bits(g, keep, bits, plan, g.shape.out, g.shape.columns(), op, g.shape.taps());
   attach_ordered(g, keep, plan, weight.scalar_type(), op);
   if (bias) {
-    check_same_dtype(input, "input", *bias, "bias", op);
-    check_shape(*bias, {g.shape.out}, op, "bias");
     keep.bias = as_contiguous(*bias);
     g.bias = keep.bias.const_data_ptr();
   }
@@ -79,13 +71,7 @@ Tensor input_grad(const char* op, const Tensor& grad, const Tensor& weight, cons
   Operands keep;
   g.pass = Pass::input_grad;
   g.dtype = dtype_of(grad, op, "grad");
-  check_image(grad, op, "grad");
-  check_weight(weight, op);
-  check_same_dtype(grad, "grad", weight, "weight", op);
-  STD_TORCH_CHECK(size.size() == 2, op, ": input_size must be two integers, got ", size.size());
-  g.shape = shape_of_conv(geometry, grad.size(0), weight.size(1) * geometry.groups, size[0], size[1], weight.size(0),
-                          weight.size(2), weight.size(3), op);
-  check_shape(grad, {g.shape.batch, g.shape.out, g.shape.out_h, g.shape.out_w}, op, "grad");
+  g.shape = input_grad_shape(op, grad, weight, size, geometry);
   const Tensor w = as_contiguous(weight);
   g.weight = w.const_data_ptr(), g.weight_ld = g.shape.columns();
   attach_bits(g, keep, bits, plan, g.shape.out, g.shape.columns(), op, g.shape.taps());
@@ -110,13 +96,7 @@ Tensor weight_grad(const char* op, const Tensor& grad, const Tensor& input, cons
   Operands keep;
   g.pass = Pass::weight_grad;
   g.dtype = dtype_of(grad, op, "grad");
-  check_image(grad, op, "grad");
-  check_image(input, op, "input");
-  check_same_dtype(grad, "grad", input, "input", op);
-  STD_TORCH_CHECK(kernel.size() == 2, op, ": kernel_size must be two integers, got ", kernel.size());
-  g.shape = shape_of_conv(geometry, input.size(0), input.size(1), input.size(2), input.size(3), grad.size(1), kernel[0],
-                          kernel[1], op);
-  check_shape(grad, {g.shape.batch, g.shape.out, g.shape.out_h, g.shape.out_w}, op, "grad");
+  g.shape = weight_grad_shape(op, grad, input, kernel, geometry);
   attach_bits(g, keep, bits, plan, g.shape.out, g.shape.columns(), op, g.shape.taps());
   g.library = true;
   const Tensor x = as_image(input), dy = as_image(grad);

@@ -8,11 +8,6 @@
 
 namespace maskfuse {
 
-inline void check_same_dtype(const Tensor& a, const char* a_name, const Tensor& b, const char* b_name, const char* op) {
-  STD_TORCH_CHECK(a.scalar_type() == b.scalar_type(), op, ": ", a_name, " and ", b_name,
-                  " must have the same dtype, got ", name_of(a.scalar_type()), " and ", name_of(b.scalar_type()));
-}
-
 // Keeps what `attach` made alive for as long as the problem points into it.
 struct Operands {
   Tensor mask, bias;

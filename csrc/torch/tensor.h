@@ -69,6 +69,11 @@ inline void check_dtype(const Tensor& t, ScalarType type, const char* op, const 
                   name_of(t.scalar_type()));
 }
 
+inline void check_same_dtype(const Tensor& a, const char* a_name, const Tensor& b, const char* b_name, const char* op) {
+  STD_TORCH_CHECK(a.scalar_type() == b.scalar_type(), op, ": ", a_name, " and ", b_name,
+                  " must have the same dtype, got ", name_of(a.scalar_type()), " and ", name_of(b.scalar_type()));
+}
+
 inline bool has_shape(const Tensor& t, std::initializer_list<int64_t> shape) {
   if (t.dim() != (int64_t)shape.size()) return false;
   int64_t d = 0;

@@ -72,6 +72,7 @@ def _of_channels(
 
 
 extend("cpu", {"masked_conv2d": _kernels})
+extend("cuda", {"masked_conv2d": _kernels})
 extend("reference", {"masked_conv2d": _reference})
 
 

@@ -1,0 +1,54 @@
+// Which kernel runs a convolution, and how it is cut.
+#include <initializer_list>
+
+#include "element_product.h"
+#include "masked_conv2d_operands.h"
+
+namespace maskfuse::cuda {
+
+const char* kernel_name(ConvKernel kernel) {
+  switch (kernel) {
+    case ConvKernel::naive:
+      return "naive";
+    case ConvKernel::element:
+      return "element";
+    default:
+      return "product";
+  }
+}
+
+// Pixels and places on an axis are counted in 32 bits.
+const char* refused(const ConvShape& s) {
+  constexpr int64_t kMost = int64_t{1} << 30;
+  for (int64_t size : {s.in_h + 2 * s.pad_h, s.in_w + 2 * s.pad_w, s.stride_h, s.stride_w, s.dilation_h * s.kernel_h,
+                       s.dilation_w * s.kernel_w})
+    if (size >= kMost) return "an axis with its padding has 2^30 places or more";
+  for (int64_t pixels : {s.in_h * s.in_w, s.batch * s.in_h * s.in_w, s.pixels()})
+    if (pixels >= 2 * kMost) return "images have 2^31 pixels or more";
+  return nullptr;
+}
+
+ConvChoice choose(const MaskedConv& c, int multiprocessors) {
+  const ConvProduct p = conv_product(c);
+  const int64_t element = dtype_size(c.dtype);
+  const int groups = (int)c.shape.groups;
+  if (element > 2) {
+    const int splits = element_splits(p.m, p.n, p.depth_blocks, groups, element, multiprocessors);
+    return {ConvKernel::element, false, splits, splits > 1 ? groups * splits * p.m * p.n * element : 0};
+  }
+  const ProductCut cut = cut_product(p.m, p.n, p.depth_blocks, groups, multiprocessors);
+  return {ConvKernel::product, cut.large, cut.splits, partial_floats(cut, p.m, p.n) * 4};
+}
+
+cudaError_t masked_conv2d(const MaskedConv& c, const ConvChoice& choice, void* workspace, cudaStream_t stream) {
+  switch (choice.kernel) {
+    case ConvKernel::naive:
+      return masked_conv2d_naive(c, stream);
+    case ConvKernel::element:
+      return masked_conv2d_element(c, choice.splits, workspace, stream);
+    default:
+      return masked_conv2d_product(c, choice, (float*)workspace, stream);
+  }
+}
+
+}  // namespace maskfuse::cuda

@@ -1,0 +1,148 @@
+// Dispatcher ops of masked_conv2d on CUDA. Kernels walk dense images with channels innermost, and weights
+// [out][taps][in / groups]: operands that lie otherwise are copied into that order first, results put back behind it.
+#include "../cuda/mask_lists.h"
+#include "../cuda/masked_conv2d.h"
+#include "conv_shape.h"
+#include "cuda_library.h"
+#include "image.h"
+
+namespace maskfuse {
+namespace {
+
+using torch::headeronly::MemoryFormat;
+
+// The tensor itself where its channels are innermost and nothing lies between its elements; else a copy that is so.
+Tensor channels_innermost(const Tensor& t) {
+  int64_t step = 1;
+  for (int64_t d : {1, 3, 2, 0}) {
+    if (t.size(d) != 1 && t.stride(d) != step) return torch::stable::contiguous(t, MemoryFormat::ChannelsLast);
+    step *= t.size(d);
+  }
+  return t;
+}
+
+Tensor new_channels_last(const Tensor& like, int64_t n, int64_t c, int64_t h, int64_t w) {
+  const int64_t sizes[] = {n, c, h, w}, strides[] = {h * w * c, 1, w * c, c};
+  return new_strided(like, sizes, strides, 4);
+}
+
+// In the memory format of `like`.
+Tensor as_laid_out(const Tensor& image, const Tensor& like) {
+  return is_channels_last(like) ? image : torch::stable::contiguous(image, MemoryFormat::Contiguous);
+}
+
+struct Operands {
+  Tensor bits, lists, bias;
+};
+
+void attach_mask(cuda::MaskedConv& c, Operands& keep, const Tensor& bits, const std::vector<Tensor>& plan,
+                 const char* op) {
+  const ConvShape& s = c.shape;
+  const int64_t in = s.in / s.groups, words = mask_words(in);
+  check_bits(bits, s.out, s.columns(), op);
+  STD_TORCH_CHECK(plan.empty() || plan.size() == (s.taps() > 1 ? 3 : 2), op,
+                  ": plan must have no tensors, or lists of rows and of channels, and for larger kernels than 1 x 1 the"
+                  " bits by taps, got ",
+                  plan.size());
+  for (const Tensor& t : plan) {
+    const OneDevice guard(op, {{&bits, "bits"}, {&t, "plan"}});
+    check_dtype(t, ScalarType::Int, op, "plan");
+  }
+  if (s.taps() == 1) {
+    keep.bits = as_contiguous(bits);
+  } else if (!plan.empty()) {
+    check_shape(plan[2], {s.out, s.taps() * words}, op, "plan[2]");
+    keep.bits = as_contiguous(plan[2]);
+  } else {
+    const Tensor from = as_contiguous(bits);
+    keep.bits = torch::stable::new_empty(bits, {s.out, s.taps() * words});
+    check_launch(cuda::mask_by_taps((const uint32_t*)from.const_data_ptr(), s.out, s.taps(), in,
+                                    (uint32_t*)keep.bits.mutable_data_ptr(), current_stream(bits)),
+                 op);
+  }
+  c.bits = (const uint32_t*)keep.bits.const_data_ptr();
+  if (plan.empty() || s.groups > 1 || c.pass == Pass::weight_grad) return;
+  const bool of_rows = c.pass == Pass::forward;
+  const cuda::ListShape shape =
+      of_rows ? cuda::lists_of_rows(s.out, s.taps(), in) : cuda::lists_of_channels(s.out, s.taps(), in);
+  keep.lists = as_contiguous(plan[of_rows ? 0 : 1]);
+  check_shape(keep.lists, {shape.groups, 1 + shape.blocks}, op, of_rows ? "plan[0]" : "plan[1]");
+  c.lists = (const int32_t*)keep.lists.const_data_ptr();
+}
+
+void run(const cuda::MaskedConv& c, const Tensor& out, const char* op) {
+  const char* const refused = cuda::refused(c.shape);
+  STD_TORCH_CHECK(!refused, op, ": there is no CUDA kernel for this convolution: ", refused);
+  const cuda::ConvChoice choice = cuda::choose(c, multiprocessors(out));
+  Tensor workspace;
+  if (choice.workspace_bytes > 0) workspace = torch::stable::new_empty(out, {choice.workspace_bytes}, ScalarType::Byte);
+  check_launch(cuda::masked_conv2d(c, choice, choice.workspace_bytes > 0 ? workspace.mutable_data_ptr() : nullptr,
+                                   current_stream(out)),
+               op);
+}
+
+Tensor masked_conv2d(const Tensor& input, const Tensor& weight, const Tensor& bits, const std::vector<Tensor>& plan,
+                     const std::optional<Tensor>& bias, Ints stride, Ints padding, Ints dilation, int64_t groups) {
+  constexpr const char* kOp = "masked_conv2d";
+  const OneDevice guard(kOp,
+                        {{&input, "input"}, {&weight, "weight"}, {&bits, "bits"}, {bias ? &*bias : nullptr, "bias"}});
+  cuda::MaskedConv c{};
+  Operands keep;
+  c.pass = Pass::forward, c.dtype = dtype_of(input, kOp, "input");
+  c.shape = forward_shape(kOp, input, weight, bias, {stride, padding, dilation, groups});
+  attach_mask(c, keep, bits, plan, kOp);
+  const Tensor x = channels_innermost(input), w = channels_innermost(weight);
+  c.input = x.const_data_ptr(), c.weight = w.const_data_ptr();
+  if (bias) keep.bias = as_contiguous(*bias), c.bias = keep.bias.const_data_ptr();
+  Tensor out = new_channels_last(input, c.shape.batch, c.shape.out, c.shape.out_h, c.shape.out_w);
+  c.result = out.mutable_data_ptr();
+  if (c.shape.pixels() > 0 && c.shape.out > 0) run(c, out, kOp);
+  return as_laid_out(out, input);
+}
+
+Tensor masked_conv2d_input_grad(const Tensor& grad, const Tensor& weight, const Tensor& bits,
+                                const std::vector<Tensor>& plan, Ints input_size, Ints stride, Ints padding,
+                                Ints dilation, int64_t groups) {
+  constexpr const char* kOp = "masked_conv2d_input_grad";
+  const OneDevice guard(kOp, {{&grad, "grad"}, {&weight, "weight"}, {&bits, "bits"}});
+  cuda::MaskedConv c{};
+  Operands keep;
+  c.pass = Pass::input_grad, c.dtype = dtype_of(grad, kOp, "grad");
+  c.shape = input_grad_shape(kOp, grad, weight, input_size, {stride, padding, dilation, groups});
+  attach_mask(c, keep, bits, plan, kOp);
+  const Tensor dy = channels_innermost(grad), w = channels_innermost(weight);
+  c.output = dy.const_data_ptr(), c.weight = w.const_data_ptr();
+  Tensor out = new_channels_last(grad, c.shape.batch, c.shape.in, c.shape.in_h, c.shape.in_w);
+  c.result = out.mutable_data_ptr();
+  if (out.numel() > 0) run(c, out, kOp);
+  return as_laid_out(out, grad);
+}
+
+Tensor masked_conv2d_weight_grad(const Tensor& grad, const Tensor& input, const Tensor& bits,
+                                 const std::vector<Tensor>& plan, Ints kernel_size, Ints stride, Ints padding,
+                                 Ints dilation, int64_t groups) {
+  constexpr const char* kOp = "masked_conv2d_weight_grad";
+  const OneDevice guard(kOp, {{&grad, "grad"}, {&input, "input"}, {&bits, "bits"}});
+  cuda::MaskedConv c{};
+  Operands keep;
+  c.pass = Pass::weight_grad, c.dtype = dtype_of(grad, kOp, "grad");
+  c.shape = weight_grad_shape(kOp, grad, input, kernel_size, {stride, padding, dilation, groups});
+  attach_mask(c, keep, bits, plan, kOp);
+  const Tensor dy = channels_innermost(grad), x = channels_innermost(input);
+  c.output = dy.const_data_ptr(), c.input = x.const_data_ptr();
+  const int64_t sizes[] = {c.shape.out, c.shape.in / groups, c.shape.kernel_h, c.shape.kernel_w};
+  Tensor out = new_tensor(grad, sizes, 4);
+  c.result = out.mutable_data_ptr();
+  if (out.numel() > 0) run(c, out, kOp);
+  return out;
+}
+
+}  // namespace
+}  // namespace maskfuse
+
+MASKFUSE_CUDA_IMPL(m) {
+  m.impl("masked_conv2d", TORCH_BOX(&maskfuse::masked_conv2d));
+  m.impl("masked_conv2d_unrecorded", TORCH_BOX(&maskfuse::masked_conv2d));
+  m.impl("masked_conv2d_input_grad", TORCH_BOX(&maskfuse::masked_conv2d_input_grad));
+  m.impl("masked_conv2d_weight_grad", TORCH_BOX(&maskfuse::masked_conv2d_weight_grad));
+}

@@ -1,0 +1,173 @@
+"""masked_conv2d by the CUDA kernels against exact sums."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+import torch
+from conftest import DTYPES, assert_sums_close
+from device_ops import each_machine, poisoned
+from maskfuse import Mask
+from torch.nn import functional as F
+from torch.nn.grad import conv2d_input, conv2d_weight
+
+
+class Conv(NamedTuple):
+    batch: int
+    inp: int
+    out: int
+    size: tuple[int, int]
+    kernel: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+    @property
+    def geometry(self):
+        return list(self.stride), list(self.padding), list(self.dilation), self.groups
+
+    def __str__(self):
+        return "-".join(str(part).replace(" ", "") for part in self)
+
+
+CONVS = [
+    Conv(1, 1, 1, (1, 1), (1, 1)),
+    Conv(2, 5, 7, (6, 5), (3, 3), padding=(1, 1)),
+    Conv(3, 16, 24, (9, 7), (1, 1)),
+    Conv(2, 72, 40, (7, 8), (3, 3), padding=(1, 1)),
+    Conv(2, 24, 40, (11, 9), (3, 2), stride=(2, 3), padding=(2, 1)),
+    Conv(1, 8, 16, (13, 12), (2, 3), dilation=(3, 2), padding=(0, 4)),
+    Conv(2, 24, 36, (6, 6), (3, 3), padding=(1, 1), groups=3),
+    Conv(2, 6, 6, (8, 8), (3, 3), stride=(2, 2), padding=(1, 1), groups=6),
+    Conv(1, 136, 130, (20, 20), (1, 1)),
+    Conv(1, 3, 8, (5, 4), (5, 4), padding=(4, 3)),
+]
+FORMATS = [torch.contiguous_format, torch.channels_last]
+
+
+def exact(conv, x, w, dy):
+    """Output, input gradient and weight gradient in float64."""
+    geometry = (conv.stride, conv.padding, conv.dilation, conv.groups)
+    return (
+        F.conv2d(x, w, None, *geometry),
+        conv2d_input(x.shape, w, dy, *geometry),
+        conv2d_weight(x, w.shape, dy, *geometry),
+    )
+
+
+@each_machine
+@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("conv", CONVS, ids=str)
+def test_against_exact_sums(machine, conv, dtype, memory_format):
+    def make(*shape):
+        return torch.randn(shape).to(dtype)
+
+    weight_shape = (conv.out, conv.inp // conv.groups, *conv.kernel)
+    x, w, b = make(conv.batch, conv.inp, *conv.size), make(*weight_shape), make(conv.out)
+    mask = Mask.random(weight_shape, 0.4)
+    dense = mask.dense()
+    effective = torch.where(dense, w, torch.zeros((), dtype=dtype)).double()
+    dy = torch.randn_like(F.conv2d(x.double(), effective, None, *conv.geometry)).to(dtype)
+    w[~dense] = float("nan")
+    want = exact(conv, x.double(), effective, dy.double())
+    magnitude = exact(conv, x.double().abs(), effective.abs(), dy.double().abs())
+
+    bits = mask.bits.to(machine.device)
+    xd, dyd = (t.to(machine.device).contiguous(memory_format=memory_format) for t in (x, dy))
+    wd, bd = w.to(machine.device), b.to(machine.device)
+    taps = conv.kernel[0] * conv.kernel[1]
+    bias = b.double()[:, None, None]
+    terms = taps * max(conv.inp, conv.out) // conv.groups
+    size, kernel, ops = list(conv.size), list(conv.kernel), machine.ops
+    for plan in ([], ops.mask_lists(bits, weight_shape[1] * taps, taps)):
+        poisoned(machine)
+        y = ops.masked_conv2d(xd, wd, bits, plan, bd, *conv.geometry)
+        assert y.is_contiguous(memory_format=memory_format)
+        assert_sums_close(y.cpu(), want[0] + bias, magnitude[0] + bias.abs(), dtype, terms + 1)
+        dx = ops.masked_conv2d_input_grad(dyd, wd, bits, plan, size, *conv.geometry)
+        assert dx.is_contiguous(memory_format=memory_format)
+        assert_sums_close(dx.cpu(), want[1], magnitude[1], dtype, terms)
+        dw = ops.masked_conv2d_weight_grad(dyd, xd, bits, plan, kernel, *conv.geometry)
+        assert_sums_close(dw.cpu(), want[2] * dense, magnitude[2] * dense, dtype, dy[0, 0].numel() * conv.batch)
+        masked = dw.cpu()[~dense]
+        assert torch.equal(masked, torch.zeros_like(masked)) and not masked.signbit().any()
+
+
+@each_machine
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_strided_images_and_channels_last_weights(machine, dtype):
+    conv = Conv(3, 10, 12, (6, 7), (3, 3), padding=(1, 1))
+    x = torch.randn(3, 20, 6, 14).to(dtype)[:, ::2, :, 1::2]
+    w = torch.randn(12, 10, 3, 3).to(dtype)
+    mask = Mask.random(w.shape, 0.5)
+    effective = torch.where(mask.dense(), w, torch.zeros((), dtype=dtype)).double()
+    want = F.conv2d(x.double(), effective, padding=1)
+    magnitude = F.conv2d(x.double().abs(), effective.abs(), padding=1)
+    spread = torch.zeros(3, 20, 6, 14, dtype=dtype, device=machine.device)
+    spread[:, ::2, :, 1::2] = x.to(machine.device)
+    strided = spread[:, ::2, :, 1::2]
+    bits = mask.bits.to(machine.device)
+    for weight in (w, w.contiguous(memory_format=torch.channels_last)):
+        y = machine.ops.masked_conv2d(strided, weight.to(machine.device), bits, [], None, *conv.geometry)
+        assert_sums_close(y.cpu(), want, magnitude, dtype, 91)
+
+
+@each_machine
+def test_channel_masks_skip_blocks(machine):
+    """Whole blocks of 64 channels that are masked are not read: a NaN there would show."""
+    x, w = torch.randn(1, 192, 5, 5).bfloat16(), torch.randn(40, 192, 3, 3).bfloat16()
+    inp = torch.ones(192, dtype=torch.bool)
+    inp[64:128] = False
+    mask = Mask.channels(w.shape, inp=inp)
+    bits = mask.bits.to(machine.device)
+    plan = machine.ops.mask_lists(bits, 192 * 9, 9)
+    assert plan[0][0, 0] == 18
+    x[:, 64:128] = float("nan")
+    y = machine.ops.masked_conv2d(
+        x.to(machine.device), w.to(machine.device), bits, plan, None, [1, 1], [1, 1], [1, 1], 1
+    )
+    kept = torch.where(mask.dense(), w, torch.zeros((), dtype=w.dtype)).double()
+    x = x.nan_to_num().double()
+    want, magnitude = F.conv2d(x, kept, padding=1), F.conv2d(x.abs(), kept.abs(), padding=1)
+    assert_sums_close(y.cpu(), want, magnitude, torch.bfloat16, 1728)
+
+
+@each_machine
+def test_empty_operands(machine):
+    def zeros(*shape):
+        return torch.zeros(shape, device=machine.device)
+
+    def bits(*shape):
+        return Mask.full(shape).bits.to(machine.device)
+
+    ops, geometry = machine.ops, ([1, 1], [1, 1], [1, 1], 1)
+    assert ops.masked_conv2d(zeros(0, 3, 5, 5), zeros(4, 3, 3, 3), bits(4, 3, 3, 3), [], None, *geometry).numel() == 0
+    bias = torch.arange(4.0, device=machine.device)
+    y = ops.masked_conv2d(zeros(2, 0, 5, 5), zeros(4, 0, 3, 3), bits(4, 0, 3, 3), [], bias, *geometry)
+    assert torch.equal(y, bias[:, None, None].expand(2, 4, 5, 5))
+    dx = ops.masked_conv2d_input_grad(zeros(2, 0, 5, 5), zeros(0, 3, 3, 3), bits(0, 3, 3, 3), [], [5, 5], *geometry)
+    assert dx.shape == (2, 3, 5, 5) and not dx.any()
+    dw = ops.masked_conv2d_weight_grad(zeros(0, 4, 5, 5), zeros(0, 3, 5, 5), bits(4, 3, 3, 3), [], [3, 3], *geometry)
+    assert dw.shape == (4, 3, 3, 3) and not dw.any()
+
+
+@each_machine
+def test_bad_input(machine):
+    def zeros(*shape, dtype=torch.float32):
+        return torch.zeros(shape, dtype=dtype, device=machine.device)
+
+    ops, geometry = machine.ops, ([1, 1], [1, 1], [1, 1], 1)
+    words = zeros(4, 1, dtype=torch.int32)
+    with pytest.raises(RuntimeError, match=r"input \[1, 2, 5, 5\] does not fit weight \[4, 3, 3, 3\]"):
+        ops.masked_conv2d(zeros(1, 2, 5, 5), zeros(4, 3, 3, 3), words, [], None, *geometry)
+    with pytest.raises(RuntimeError, match=r"bits must have shape \[4, 1\], got \[3, 1\]"):
+        ops.masked_conv2d(zeros(1, 3, 5, 5), zeros(4, 3, 3, 3), words[:3], [], None, *geometry)
+    with pytest.raises(RuntimeError, match=r"plan must have no tensors, or lists .*, got 1"):
+        ops.masked_conv2d(zeros(1, 3, 5, 5), zeros(4, 3, 3, 3), words, [words], None, *geometry)
+    with pytest.raises(RuntimeError, match=r"plan\[2\] must have shape \[4, 9\], got \[4, 1\]"):
+        ops.masked_conv2d(zeros(1, 3, 5, 5), zeros(4, 3, 3, 3), words, [words] * 3, None, *geometry)
+    with pytest.raises(RuntimeError, match=r"no CUDA kernel for this convolution: an axis"):
+        ops.masked_conv2d(zeros(1, 3, 1, 1), zeros(4, 3, 1, 1), words, [], None, [2**30, 1], [2**29, 0], [1, 1], 1)
