@@ -74,7 +74,6 @@ Work direct_work(const MaskedConv& g, const ActiveChannels& p, const GatheredSch
   const ConvShape& c = form.shape;
   const double lanes = (double)s.lanes;
   const double in = (double)(g.pass == Pass::input_grad ? p.out : p.in);
-  const double out = (double)(g.pass == Pass::input_grad ? p.in : p.out);
   const double tiles = (double)(c.batch * t.tiles()), taps = (double)c.taps();
   Work w;
   w.count[kPhase] = 2;
