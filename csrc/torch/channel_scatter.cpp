@@ -2,52 +2,12 @@
 #include "../cpu/channel_scatter.h"
 
 #include "channel_index.h"
+#include "channel_sum.h"
 
 namespace maskfuse {
 namespace {
 
 constexpr const char* kOp = "channel_scatter";
-
-struct Addend {
-  Number number;
-  int64_t parts;
-};
-
-Addend addend(ScalarType type) {
-  switch (type) {
-    case ScalarType::Bool:
-      return {Number::boolean, 1};
-    case ScalarType::Byte:
-    case ScalarType::Char:
-      return {Number::i8, 1};
-    case ScalarType::Short:
-    case ScalarType::UInt16:
-      return {Number::i16, 1};
-    case ScalarType::Int:
-    case ScalarType::UInt32:
-      return {Number::i32, 1};
-    case ScalarType::Long:
-    case ScalarType::UInt64:
-      return {Number::i64, 1};
-    case ScalarType::Float:
-      return {Number::f32, 1};
-    case ScalarType::Double:
-      return {Number::f64, 1};
-    case ScalarType::BFloat16:
-      return {Number::bf16, 1};
-    case ScalarType::Half:
-      return {Number::f16, 1};
-    case ScalarType::ComplexHalf:
-      return {Number::f16, 2};
-    case ScalarType::ComplexFloat:
-      return {Number::f32, 2};
-    case ScalarType::ComplexDouble:
-      return {Number::f64, 2};
-    default:
-      break;
-  }
-  STD_TORCH_CHECK(false, kOp, ": there is no sum of ", name_of(type), " for channels that are named more than once");
-}
 
 // The positions of each entry of an index: of one list, or of each row's own.
 struct Inverse {
@@ -93,8 +53,10 @@ Tensor channel_scatter(const Tensor& input, const Tensor& channels, int64_t num_
   copy.sample = sample.first.get(), copy.channel = channel.first.get();
   copy.rows = rows > 1 ? num_channels : 0, copy.rows_of_input = true;
   if (channel.repeated || sample.repeated) {
-    const auto [number, parts] = addend(input.scalar_type());
-    const ChannelSum sum{copy, number, parts, sample.next.get(), channel.next.get(), rows > 1 ? count : 0};
+    const std::optional<Addend> a = addend(input.scalar_type());
+    STD_TORCH_CHECK(a, kOp, ": there is no sum of ", name_of(input.scalar_type()),
+                    " for channels that are named more than once");
+    const ChannelSum sum{copy, a->number, a->parts, sample.next.get(), channel.next.get(), rows > 1 ? count : 0};
     for_units(copy, [&](int64_t begin, int64_t end) { sum_channels(sum, begin, end); });
   } else {
     for_units(copy, [&](int64_t begin, int64_t end) { copy_channels(copy, begin, end); });
