@@ -3,6 +3,7 @@
 #   make demo     train, prune and fine-tune on handwritten digits, and measure
 #   make test     every test that this machine can run
 #   make bench    benchmarks against torch; JSON under bench/results/
+#   make gpu      on a machine with a GPU: CUDA tests, compute-sanitizer and benchmarks; JSON under bench/results/
 #   make wheel    dist/*.whl with the CUDA library where nvcc is found
 #   make simt       the CUDA kernels as C++, for tests on the host
 #   make lint format sanitize wheel-matrix clean
@@ -18,7 +19,7 @@ SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.h' -o -name '*.cpp
 TOOLS := $(VENV)/.tools
 BUILT := $(VENV)/.built-$(MASKFUSE_CUDA)
 
-.PHONY: demo test bench simt wheel wheel-matrix lint format sanitize build clean
+.PHONY: demo test bench gpu simt wheel wheel-matrix lint format sanitize build clean
 
 demo: build
 	$(BIN)/python -m maskfuse demo
@@ -32,6 +33,10 @@ bench: build
 	$(BIN)/python bench/bench_masked_conv2d.py
 	$(BIN)/python bench/bench_channel_gather.py
 	$(BIN)/python bench/models.py
+
+# With the machine's own Python and torch: the wheel was built elsewhere, and there may be no package index here.
+gpu:
+	$(PYTHON) bench/gpu.py
 
 # In place, and found from the environment's Python.
 build: $(BUILT)
