@@ -180,6 +180,38 @@ def test_repeatable(machine):
 
 
 @each_machine
+@pytest.mark.parametrize("density", [0.0, 0.08, 0.5, 1.0])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(1, 5, 3), (4, 300, 50), (16, 136, 130), (9, 700, 33)], ids=str)
+def test_packed_weight(machine, shape, dtype, density):
+    x, w, _, b = operands(shape, dtype)
+    mask = Mask.random((shape[2], shape[1]), density)
+    dense = mask.dense()
+    effective = torch.where(dense, w, torch.zeros((), dtype=dtype))
+    bits = mask.bits.to(machine.device)
+    xd, wd, bd = on(machine, x, w.masked_fill(~dense, float("nan")), b)
+    lists = machine.ops.mask_lists(bits, shape[1], 1)
+    packed = machine.ops.masked_linear_pack(wd, bits, lists)
+    nothing = torch.full_like(wd, float("nan"))  # the weight itself is not read
+    poisoned(machine)
+    for rows in {1, shape[0]}:
+        got = machine.ops.masked_linear(xd[:rows], nothing, bits, [*lists, *packed], bd)
+        check(got, x[:rows], effective, dtype, bias=b)
+    leading = machine.ops.masked_linear(xd[:1, None].expand(1, 2, -1), nothing, bits, [*lists, *packed], None)
+    check(leading[0], x[:1].expand(2, -1), effective, dtype)
+    # More rows, and another dtype than was packed, read the weight.
+    many = xd[:1].expand(17, -1)
+    check(machine.ops.masked_linear(many, wd, bits, [*lists, *packed], None), x[:1].expand(17, -1), effective, dtype)
+    other = torch.float32 if dtype != torch.float32 else torch.float64
+    got = machine.ops.masked_linear(xd.to(other), wd.to(other), bits, [*lists, *packed], None)
+    check(got, x, effective, other)
+    with pytest.raises(RuntimeError, match="plan must have no tensors, or lists .* got 4"):
+        machine.ops.masked_linear(xd, wd, bits, [*lists, *packed[:2]], None)
+    with pytest.raises(RuntimeError, match="plan does not hold a packed weight"):
+        machine.ops.masked_linear(xd, wd, bits, [*lists, packed[0], packed[1], packed[2][0:0, 0]], None)
+
+
+@each_machine
 def test_choice_of_kernel(machine):
     def choice(direction, batch, out, inp, dtype):
         return machine.ops.masked_linear_choice(direction, batch, out, inp, dtype, 132)

@@ -10,19 +10,25 @@ const char* kernel_name(LinearKernel kernel) {
       return "naive";
     case LinearKernel::element:
       return "element";
-    default:
+    case LinearKernel::product:
       return "product";
+    default:
+      return "decode";
   }
 }
 
-LinearChoice choose(const MaskedGemm& g, int multiprocessors) {
+LinearChoice choose(const MaskedGemm& g, const Device& device) {
+  if (g.tiles && g.pass == Pass::forward && g.m <= kDecodeRows) {
+    const DecodePlan plan = decode_plan(*g.tiles, g.m, device);
+    return {LinearKernel::decode, false, (int)plan.splits, decode_workspace_bytes(*g.tiles, g.m, plan), plan};
+  }
   const int64_t depth_blocks = ceil_div(g.k, kDepth), element = dtype_size(g.dtype);
   if (element > 2) {
-    const int splits = element_splits(g.m, g.n, depth_blocks, 1, element, multiprocessors);
-    return {LinearKernel::element, false, splits, splits > 1 ? splits * g.m * g.n * element : 0};
+    const int splits = element_splits(g.m, g.n, depth_blocks, 1, element, device.multiprocessors);
+    return {LinearKernel::element, false, splits, splits > 1 ? splits * g.m * g.n * element : 0, {}};
   }
-  const ProductCut cut = cut_product(g.m, g.n, depth_blocks, 1, multiprocessors);
-  return {LinearKernel::product, cut.large, cut.splits, partial_floats(cut, g.m, g.n) * 4};
+  const ProductCut cut = cut_product(g.m, g.n, depth_blocks, 1, device.multiprocessors);
+  return {LinearKernel::product, cut.large, cut.splits, partial_floats(cut, g.m, g.n) * 4, {}};
 }
 
 cudaError_t masked_linear(const MaskedGemm& g, const LinearChoice& choice, void* workspace, cudaStream_t stream) {
@@ -31,8 +37,10 @@ cudaError_t masked_linear(const MaskedGemm& g, const LinearChoice& choice, void*
       return masked_linear_naive(g, stream);
     case LinearKernel::element:
       return masked_linear_element(g, choice.splits, workspace, stream);
-    default:
+    case LinearKernel::product:
       return masked_linear_product(g, choice, (float*)workspace, stream);
+    default:
+      return masked_linear_decode({*g.tiles, g.a, g.a_ld, g.m, g.bias, g.c, g.c_ld}, choice.decode, workspace, stream);
   }
 }
 

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "../cpu/masked_linear.h"
-#include "stream.h"
+#include "masked_linear_decode.h"
 
 namespace maskfuse::cuda {
 
@@ -10,12 +10,17 @@ struct MaskedGemm : maskfuse::MaskedGemm {
   // The blocks of 64 of the depth that hold active weights, for each 128 rows of the result's columns: mask_lists.h. Of
   // the mask for forward, of its transpose for input_grad; null: all are visited.
   const int32_t* lists;
+  const PackedTiles* tiles;  // the weight packed, or null; forward
 };
+
+// What choices depend on: multiprocessors, and the shared memory that a block may ask for.
+using Device = DecodeDevice;
 
 enum class LinearKernel {
   naive,    // a thread an element of the result, one loop: any type, the one to read first
   element,  // float32 and float64: register tiles of single elements (element_product.h)
   product,  // half types: tensor cores (product.h)
+  decode,   // forward of few rows with a packed weight: masked_linear_decode.h
 };
 const char* kernel_name(LinearKernel kernel);
 
@@ -24,10 +29,11 @@ struct LinearChoice {
   bool large;  // product: tiles of 128 x 128, else of 64 x 64
   int splits;  // parts of the depth, whose sums are added behind them
   int64_t workspace_bytes;
+  DecodePlan decode;
 };
 
-// The kernel and how it is cut, from sizes and type alone.
-LinearChoice choose(const MaskedGemm& problem, int multiprocessors);
+// The kernel and how it is cut, from sizes and type alone, and of a packed weight its longest slab.
+LinearChoice choose(const MaskedGemm& problem, const Device& device);
 
 // `workspace` is 16-byte aligned. Bitwise the same for the same choice.
 cudaError_t masked_linear(const MaskedGemm& problem, const LinearChoice& choice, void* workspace, cudaStream_t stream);

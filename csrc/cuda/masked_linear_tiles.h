@@ -20,7 +20,7 @@
 #pragma once
 
 #include "../cpu/dtype.h"
-#include "machine.h"
+#include "number.h"
 #include "ptx_bytes.h"
 
 namespace maskfuse::cuda {
@@ -29,7 +29,6 @@ inline constexpr int kStripRows = 16;
 inline constexpr int kSlabColumns = 128;
 inline constexpr int kWordFields = 8;
 inline constexpr int kFieldUnits = 4;
-inline constexpr int kPieceBytes = 16;
 
 __host__ __device__ constexpr int slab_units(int unit) { return kStripRows * kSlabColumns / unit; }
 __host__ __device__ constexpr int lane_words(int unit) { return 2 / unit; }

@@ -83,7 +83,8 @@ __device__ __forceinline__ float high_of(uint32_t pair) {
 }
 
 // Sixteen bytes, moved as one.
-struct alignas(16) Piece {
+inline constexpr int kPieceBytes = 16;
+struct alignas(kPieceBytes) Piece {
   uint32_t word[4];
 };
 

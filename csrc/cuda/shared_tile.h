@@ -4,11 +4,11 @@
 // that write neighbouring pieces of a row both find them in different banks: piece p of row r lies at p ^ (r % 8).
 #pragma once
 
-#include "machine.h"
+#include "number.h"
 
 namespace maskfuse::cuda {
 
-inline constexpr int kPieceElements = 8, kPieceBytes = 16;
+inline constexpr int kPieceElements = 8;
 
 // kRows x kColumns elements; kColumns is a multiple of 64.
 template <int kRows_, int kColumns_>

@@ -124,15 +124,15 @@ void linear(Pass pass, Dtype dtype, Mask mask, int64_t batch, int64_t out, int64
 
 // The choices a product of m x n over k can be run with.
 std::vector<cuda::LinearChoice> linear_choices(Dtype dtype, int64_t m, int64_t n, int64_t k) {
-  std::vector<cuda::LinearChoice> choices = {{LinearKernel::naive, false, 1, 0}};
+  std::vector<cuda::LinearChoice> choices = {{LinearKernel::naive, false, 1, 0, {}}};
   const int64_t element = dtype_size(dtype), padded = (n + 7) / 8 * 8;
   for (int splits : {1, 2}) {
     if (splits * 64 > k && splits > 1) continue;
     if (element > 2)
-      choices.push_back({LinearKernel::element, false, splits, splits > 1 ? splits * m * n * element : 0});
+      choices.push_back({LinearKernel::element, false, splits, splits > 1 ? splits * m * n * element : 0, {}});
     else
       for (bool large : {false, true})
-        choices.push_back({LinearKernel::product, large, splits, splits > 1 ? splits * m * padded * 4 : 0});
+        choices.push_back({LinearKernel::product, large, splits, splits > 1 ? splits * m * padded * 4 : 0, {}});
   }
   return choices;
 }

@@ -18,17 +18,12 @@ bool debugging() {
 // Waits for the stream. A stream that is captured must not be waited for: nothing then.
 std::optional<std::vector<char>> copied_to_host(const Tensor& t) {
   std::vector<char> bytes((size_t)t.numel() * t.element_size());
-#ifdef MASKFUSE_SIMT
-  std::memcpy(bytes.data(), t.const_data_ptr(), bytes.size());
-#else
-  const cudaStream_t stream = current_stream(t);
+#ifndef MASKFUSE_SIMT
   cudaStreamCaptureStatus capture;
-  check_launch(cudaStreamIsCapturing(stream, &capture), "MASKFUSE_DEBUG");
+  check_launch(cudaStreamIsCapturing(current_stream(t), &capture), "MASKFUSE_DEBUG");
   if (capture != cudaStreamCaptureStatusNone) return std::nullopt;
-  check_launch(cudaMemcpyAsync(bytes.data(), t.const_data_ptr(), bytes.size(), cudaMemcpyDeviceToHost, stream),
-               "MASKFUSE_DEBUG");
-  check_launch(cudaStreamSynchronize(stream), "MASKFUSE_DEBUG");
 #endif
+  read_back(t, 0, (int64_t)bytes.size(), bytes.data(), "MASKFUSE_DEBUG");
   return bytes;
 }
 

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <atomic>
+#include <cstring>
 
 #include "tensor.h"
 
@@ -55,6 +56,22 @@ class OneDevice {
 #endif
 };
 
+#ifndef MASKFUSE_SIMT
+// Asked for once a device: it does not change.
+template <cudaDeviceAttr kAttribute>
+int device_attribute(const Tensor& t) {
+  constexpr int kMostDevices = 64;
+  static std::atomic<int> known[kMostDevices];
+  const int device = t.get_device_index();
+  int value = device < kMostDevices ? known[device].load(std::memory_order_relaxed) : 0;
+  if (value == 0) {
+    check_launch(cudaDeviceGetAttribute(&value, kAttribute, device), "maskfuse");
+    if (device < kMostDevices) known[device].store(value, std::memory_order_relaxed);
+  }
+  return value;
+}
+#endif
+
 inline cudaStream_t current_stream([[maybe_unused]] const Tensor& t) {
   void* stream = nullptr;
 #ifndef MASKFUSE_SIMT
@@ -63,20 +80,32 @@ inline cudaStream_t current_stream([[maybe_unused]] const Tensor& t) {
   return (cudaStream_t)stream;
 }
 
-// Of the tensor's device. The stand-in has few, so that small problems are split as large ones are.
+// Multiprocessors of the tensor's device, and the shared memory that a block may ask for there. The stand-in has few,
+// so that small problems are split as large ones are.
 inline int multiprocessors([[maybe_unused]] const Tensor& t) {
 #ifdef MASKFUSE_SIMT
   return 6;
 #else
-  constexpr int kMostDevices = 64;
-  static std::atomic<int> known[kMostDevices];
-  const int device = t.get_device_index();
-  int count = device < kMostDevices ? known[device].load(std::memory_order_relaxed) : 0;
-  if (count == 0) {
-    check_launch(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "maskfuse");
-    if (device < kMostDevices) known[device].store(count, std::memory_order_relaxed);
-  }
-  return count;
+  return device_attribute<cudaDevAttrMultiProcessorCount>(t);
+#endif
+}
+inline int64_t block_shared([[maybe_unused]] const Tensor& t) {
+#ifdef MASKFUSE_SIMT
+  return 227 << 10;
+#else
+  return device_attribute<cudaDevAttrMaxSharedMemoryPerBlockOptin>(t);
+#endif
+}
+
+// Bytes [at, at + bytes) of a tensor, for the host: waits for the stream.
+inline void read_back(const Tensor& from, int64_t at, int64_t bytes, void* to, [[maybe_unused]] const char* op) {
+  const char* const source = (const char*)from.const_data_ptr() + at;
+#ifdef MASKFUSE_SIMT
+  std::memcpy(to, source, (size_t)bytes);
+#else
+  const cudaStream_t stream = current_stream(from);
+  check_launch(cudaMemcpyAsync(to, source, (size_t)bytes, cudaMemcpyDeviceToHost, stream), op);
+  check_launch(cudaStreamSynchronize(stream), op);
 #endif
 }
 

@@ -7,11 +7,18 @@
 namespace maskfuse {
 namespace {
 
+// A plan's tensors: mask_lists' two, and behind them what masked_linear_pack gave: data and offsets
+// (masked_linear_pack.h), and a tensor without elements whose type and sizes describe these: a call must not wait for
+// the device to read numbers there.
+constexpr size_t kLists = 2, kData = 2, kOffsets = 3, kForm = 4, kParts = 5;
+enum Form { kNothing, kRows, kColumns, kUnit, kLongest, kFormDims };
+
 struct Cuda {
   using Problem = cuda::MaskedGemm;
   using Guard = OneDevice;
   struct Operands {
     Tensor mask, bias, lists;
+    cuda::PackedTiles tiles;
   };
 
   // Bits over rows x columns weights, and what mask_lists made of them: lists of rows, lists of channels.
@@ -24,7 +31,8 @@ struct Cuda {
     // An empty mask has no storage, and null would mean "factors". Nothing of it is read.
     if (!g.bits) g.bits = (const uint32_t*)alignof(uint32_t);
     if (plan.empty() || g.pass == Pass::weight_grad) return;
-    STD_TORCH_CHECK(plan.size() >= 2, op, ": plan must have no tensors, or lists of rows and of channels, got ",
+    STD_TORCH_CHECK(plan.size() == kLists || plan.size() == kParts, op,
+                    ": plan must have no tensors, or lists of rows and of channels, or these and a packed weight, got ",
                     plan.size());
     const bool of_rows = g.pass == Pass::forward;
     const Tensor& lists = plan[of_rows ? 0 : 1];
@@ -37,11 +45,33 @@ struct Cuda {
     g.lists = (const int32_t*)keep.lists.const_data_ptr();
   }
 
-  static void attach_packed(Problem&, Operands&, const std::vector<Tensor>&, ScalarType, int64_t, const char*) {}
+  static void attach_packed(Problem& g, Operands& keep, const std::vector<Tensor>& plan, ScalarType type, int64_t rows,
+                            const char* op) {
+    if (plan.size() != kParts) return;
+    const Tensor &data = plan[kData], &offsets = plan[kOffsets], &form = plan[kForm];
+    const OneDevice guard(op, {{&data, "plan"}, {&offsets, "plan"}});
+    STD_TORCH_CHECK(data.scalar_type() == ScalarType::Byte && data.dim() == 1 && data.is_contiguous() &&
+                        (uintptr_t)data.const_data_ptr() % 16 == 0 && offsets.scalar_type() == ScalarType::Int &&
+                        offsets.dim() == 1 && offsets.is_contiguous() && form.dim() == kFormDims,
+                    op, ": plan does not hold a packed weight");
+    const int64_t columns = form.size(kColumns), unit = form.size(kUnit);
+    STD_TORCH_CHECK(form.size(kRows) == rows && mask_words(columns) == g.bits_ld && (unit == 1 || unit == 2) &&
+                        offsets.size(0) == cuda::decode_slabs(rows, columns) + 2,
+                    op, ": plan holds a packed weight of shape [", form.size(kRows), ", ", columns, "]");
+    if (form.scalar_type() != type) return;  // packed in another dtype than a cast call runs in
+    keep.tiles = {data.const_data_ptr(),
+                  (const uint32_t*)offsets.const_data_ptr(),
+                  rows,
+                  columns,
+                  dtype_of(type, op, "weight"),
+                  (int)unit,
+                  form.size(kLongest)};
+    g.tiles = &keep.tiles;
+  }
 
   static void run(Problem& g, const Tensor& out, const char* op) {
     if (g.m == 0 || g.n == 0) return;
-    const cuda::LinearChoice choice = cuda::choose(g, multiprocessors(out));
+    const cuda::LinearChoice choice = cuda::choose(g, {multiprocessors(out), block_shared(out)});
     Tensor workspace;
     if (choice.workspace_bytes > 0)
       workspace = torch::stable::new_empty(out, {choice.workspace_bytes}, ScalarType::Byte);
@@ -50,6 +80,38 @@ struct Cuda {
                  op);
   }
 };
+
+// The active weights alone, for calls of few rows. Waits for the device, which counts them.
+std::vector<Tensor> masked_linear_pack(const Tensor& weight, const Tensor& bits, const std::vector<Tensor>& plan) {
+  constexpr const char* kOp = "masked_linear_pack";
+  const OneDevice guard(kOp, {{&weight, "weight"}, {&bits, "bits"}});
+  STD_TORCH_CHECK(weight.dim() == 2, kOp, ": weight must have shape [out, in], got ", shape_of(weight));
+  const Dtype dtype = dtype_of(weight, kOp, "weight");
+  const Matrix w = as_matrix(weight, kOp, "weight");
+  check_bits(bits, w.rows, w.columns, kOp);
+  const Tensor from = as_contiguous(bits);
+  const auto* const words = (const uint32_t*)from.const_data_ptr();
+  const int64_t slabs = cuda::decode_slabs(w.rows, w.columns), piece = 16;
+  Tensor offsets = torch::stable::new_empty(bits, {slabs + 2});
+  auto* const begins = (uint32_t*)offsets.mutable_data_ptr();
+  const cudaStream_t stream = current_stream(weight);
+  uint32_t found[2] = {};  // pieces of all slabs, of the longest one
+  const auto count = [&](int unit) {
+    check_launch(cuda::decode_count(words, w.rows, w.columns, dtype, unit, begins, stream), kOp);
+    read_back(offsets, slabs * 4, sizeof(found), found, kOp);
+  };
+  count(1);
+  // Nearly the number of active weights: a slab's bits take 16 pieces, and its values are whole pieces.
+  const int64_t active = std::max<int64_t>(0, (int64_t)found[0] - 16 * slabs) * piece / dtype_size(dtype);
+  const int unit = cuda::decode_unit(dtype, active, w.rows * w.columns);
+  if (unit != 1) count(unit);
+  const int64_t bytes = found[0] * piece;
+  Tensor data = torch::stable::new_empty(weight, {bytes}, ScalarType::Byte);
+  check_launch(
+      cuda::decode_pack(words, w.data(), w.ld, w.rows, w.columns, dtype, unit, begins, data.mutable_data_ptr(), stream),
+      kOp);
+  return {data, offsets, torch::stable::new_empty(weight, {0, w.rows, w.columns, unit, found[1]})};
+}
 
 // Which kernel runs a product on a device of that many multiprocessors, and how it cuts it, by the function that
 // chooses for real.
@@ -66,7 +128,7 @@ std::string masked_linear_choice(std::string pass, int64_t batch, int64_t out, i
     g.pass = Pass::weight_grad, g.m = out, g.n = in, g.k = batch;
   else
     STD_TORCH_CHECK(false, kOp, ": direction must be forward, input_grad or weight_grad, got ", pass);
-  const cuda::LinearChoice choice = cuda::choose(g, (int)multiprocessors);
+  const cuda::LinearChoice choice = cuda::choose(g, {(int)multiprocessors, 0});
   std::string text = cuda::kernel_name(choice.kernel);
   if (choice.kernel == cuda::LinearKernel::product) text += choice.large ? " 128x128" : " 64x64";
   if (choice.splits > 1) text += " in " + std::to_string(choice.splits) + " parts";
@@ -108,6 +170,7 @@ std::vector<Tensor> mask_lists(const Tensor& bits, int64_t columns, int64_t taps
 MASKFUSE_CUDA_IMPL(m) {
   maskfuse::MaskedLinearOps<maskfuse::Cuda>::implement(m);
   m.impl("mask_lists", TORCH_BOX(&maskfuse::mask_lists));
+  m.impl("masked_linear_pack", TORCH_BOX(&maskfuse::masked_linear_pack));
 }
 
 MASKFUSE_CUDA_COMPOSITE(m) { m.impl("masked_linear_choice", TORCH_BOX(&maskfuse::masked_linear_choice)); }

@@ -30,6 +30,7 @@ class MaskedLayer(nn.Module):
     """
 
     plain: ClassVar[type[nn.Module]]
+    packs_on: ClassVar[tuple[str, ...]] = ("cpu",)  # devices whose kernels read a packed weight
     weight: Any  # as the plain layer declares them
     bias: Any
 
@@ -134,14 +135,17 @@ class MaskedLayer(nn.Module):
         keeps a second one, and calls with at most 16 rows read nothing else (with more active, at most 8).
         `packed_nbytes` says what they take.
 
-        For inference on the CPU. A weight that was replaced, changed in place or wrapped by a transform is noticed: the
+        On CUDA a linear layer keeps a mask of one bit a weight beside its active weights, and calls with at most 16 rows
+        read nothing else; packing waits for the device once. A convolution packs nothing there.
+
+        For inference. A weight that was replaced, changed in place or wrapped by a transform is noticed: the
         call then reads the weight itself. Not noticed are a change through `weight.data`, and any change before
         compiled code runs: call `unpack` then. `unpack`, `set_mask`, `load_state_dict`, `reset_parameters`, `train`
-        and every move or cast of the layer drop the copy. Elsewhere than on the CPU, and where every weight is active,
-        there is nothing to gain and nothing is packed.
+        and every move or cast of the layer drop the copy. On other devices, and where every weight is active, there is
+        nothing to gain and nothing is packed.
         """
         self.unpack()
-        if self.weight.device.type == "cpu" and self._mask.plan:
+        if self.weight.device.type in self.packs_on and self._mask.plan:
             self._packed = self._pack()
             self._packed_from = (self.weight, _version(self.weight))
         return self

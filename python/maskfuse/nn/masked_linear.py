@@ -30,6 +30,7 @@ class MaskedLinear(MaskedLayer, nn.Linear):
     """
 
     plain = nn.Linear
+    packs_on = ("cpu", "cuda")
 
     def __init__(
         self,

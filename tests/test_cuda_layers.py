@@ -1,0 +1,146 @@
+"""Layers and functions on a GPU: the same numbers as on the CPU, streams, graphs, devices. They need one."""
+
+from __future__ import annotations
+
+import maskfuse
+import pytest
+import torch
+from maskfuse import Mask
+from torch.nn import functional as F
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(
+        not torch.cuda.is_available() or not maskfuse.build_info()["cuda"]["loaded"],
+        reason="needs a GPU and the CUDA library",
+    ),
+]
+
+
+def linear(dtype=torch.float32):
+    layer = maskfuse.nn.MaskedLinear(200, 120, mask=Mask.random((120, 200), 0.3)).to(dtype)
+    return layer, torch.randn(37, 200, dtype=dtype)
+
+
+def conv(dtype=torch.float32):
+    layer = maskfuse.nn.MaskedConv2d(24, 40, 3, padding=1, mask=Mask.random((40, 24, 3, 3), 0.3)).to(dtype)
+    return layer, torch.randn(3, 24, 10, 9, dtype=dtype)
+
+
+LAYERS = pytest.mark.parametrize("make", [linear, conv], ids=["linear", "conv"])
+
+
+def step(layer, x):
+    """Output, input gradient and weight gradient."""
+    x = x.detach().requires_grad_()
+    layer.zero_grad(set_to_none=True)
+    y = layer(x)
+    y.sin().sum().backward()
+    return y.detach(), x.grad, layer.weight.grad
+
+
+@LAYERS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_same_numbers_as_on_the_cpu(make, dtype):
+    layer, x = make(dtype)
+    want = step(layer, x)
+    layer.cuda()
+    assert maskfuse.explain(layer, batch=37, size=(10, 9) if x.dim() == 4 else None).backend == "cuda"
+    got = step(layer, x.cuda())
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a.cpu(), b)
+    assert not got[2][~layer.mask.dense()].any()
+
+
+@LAYERS
+def test_training_step_in_a_graph(make):
+    layer, x = make()
+    layer.cuda()
+    static = x.cuda()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(2):
+            step(layer, static)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step(layer, static)
+    static.copy_(torch.randn_like(static))
+    graph.replay()
+    got = [t.clone() for t in captured]
+    for a, b in zip(got, step(layer, static), strict=True):
+        assert torch.equal(a, b)
+
+
+@LAYERS
+def test_gradgradcheck(make):
+    layer, x = make(torch.float64)
+    layer.cuda()
+    small = (x[:2, :, :4, :4] if x.dim() == 4 else x[:3]).cuda().requires_grad_()
+    mask, bias = layer.mask, layer.bias
+    extra = {"padding": 1} if x.dim() == 4 else {}
+    op = maskfuse.masked_conv2d if x.dim() == 4 else maskfuse.masked_linear
+    weight = layer.weight.detach().requires_grad_()
+
+    def run(x, w):
+        return op(x, w, mask, bias, **extra)
+
+    assert torch.autograd.gradcheck(run, (small, weight), fast_mode=True)
+    assert torch.autograd.gradgradcheck(run, (small, weight), fast_mode=True)
+
+
+@LAYERS
+def test_compiled(make):
+    layer, x = make()
+    layer.cuda()
+    want = layer(x.cuda())
+    torch.testing.assert_close(torch.compile(layer, fullgraph=True)(x.cuda()), want)
+
+
+def test_packed_layer():
+    layer, x = linear(torch.bfloat16)
+    layer.cuda().eval()
+    x = x.cuda()
+    with torch.no_grad():
+        want = [layer(x[:rows]) for rows in (1, 8, 16, 37)]
+        layer.pack()
+        assert layer.packed_nbytes > 0
+        got = [layer(x[:rows]) for rows in (1, 8, 16, 37)]
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_gates_and_real_valued_masks():
+    x, w, s = torch.randn(50, 70), torch.randn(30, 70), torch.randn(30, 70)
+    for op in (maskfuse.gated_linear, maskfuse.masked_linear):
+        gradients = []
+        for device in ("cpu", "cuda"):
+            operands = [t.to(device).requires_grad_() for t in (x, w, s)]
+            op(*operands).sin().sum().backward()
+            gradients.append([t.grad.cpu() for t in operands])
+        for a, b in zip(*gradients, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_channels_of_samples():
+    x, w = torch.randn(6, 16, 5, 5), torch.randn(8, 16, 3, 3)
+    channels = torch.rand(6, 16) < 0.5
+    mask = Mask.random(w.shape, 0.5)
+    want = maskfuse.masked_conv2d(x, w, mask, padding=1, channels=channels)
+    got = maskfuse.masked_conv2d(x.cuda(), w.cuda(), mask.to("cuda"), padding=1, channels=channels.cuda())
+    torch.testing.assert_close(got.cpu(), want)
+    index = torch.tensor([3, 0, 3, 15])
+    for a, b in ((x, index), (x.contiguous(memory_format=torch.channels_last), index)):
+        torch.testing.assert_close(maskfuse.channel_gather(a.cuda(), b.cuda()).cpu(), a[:, b], rtol=0, atol=0)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_second_device():
+    layer, x = linear()
+    layer.to("cuda:1")
+    assert torch.cuda.current_device() == 0
+    y = layer(x.to("cuda:1"))
+    torch.testing.assert_close(y.cpu(), F.linear(x, layer.weight.cpu(), layer.bias.cpu()))
+    with pytest.raises(RuntimeError, match="one CUDA device"):
+        torch.ops.maskfuse.masked_linear(x.cuda(0), layer.weight, layer.mask.bits, [], None)
