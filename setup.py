@@ -6,6 +6,7 @@ CUDA_HOME                where nvcc is, when it is neither on the path nor in th
 CXX                      the C++ compiler
 """
 
+import contextlib
 import json
 import os
 import platform
@@ -38,6 +39,7 @@ if tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2]) <
 SOURCES = json.loads((ROOT / "csrc/sources.json").read_text())
 X86 = platform.machine() in {"x86_64", "AMD64"}
 CUDA_PREFIX = Path("/usr/local/cuda")
+PTXAS_LOG = ROOT / "build/ptxas.log"
 ABI_TARGET = "2.11"
 # major << 56 | minor << 48, as torch/csrc/stable/version.h reads it
 ABI_DEFINES = ["-DTORCH_TARGET_VERSION=0x020b000000000000", f'-DMASKFUSE_ABI_TARGET="{ABI_TARGET}"']
@@ -118,8 +120,32 @@ def simt_extension():
     )
 
 
+@contextlib.contextmanager
+def output_to(path):
+    """Everything that this process and its children print, in a file; printed as well where the block fails."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(1), os.dup(2)]
+    with open(path, "w+") as log:
+        for stream in (1, 2):
+            os.dup2(log.fileno(), stream)
+        try:
+            yield
+        except BaseException:
+            log.seek(0)
+            os.write(kept[1], log.read().encode())
+            raise
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for stream, descriptor in zip((1, 2), kept, strict=True):
+                os.dup2(descriptor, stream)
+                os.close(descriptor)
+
+
 class BuildExtension(cpp_extension.BuildExtension):
-    """Adds the stub that stands in for libtorch_cuda.so while linking (csrc/cuda/torch_cuda_stub.cpp)."""
+    """Adds the stub that stands in for libtorch_cuda.so while linking (csrc/cuda/torch_cuda_stub.cpp), and keeps what
+    the device compiler says of registers and spills in build/ptxas.log (tests/kernel_resources.py reads it)."""
 
     def build_extension(self, ext):
         if ext.name.endswith("_C_cuda"):
@@ -132,7 +158,10 @@ class BuildExtension(cpp_extension.BuildExtension):
                 [*compiler, "-shared", "-fPIC", "-Wl,-soname,libtorch_cuda.so", stub, "-o", str(target)], check=True
             )
             ext.library_dirs.insert(0, str(folder))
-        super().build_extension(ext)
+            with output_to(PTXAS_LOG):
+                super().build_extension(ext)
+        else:
+            super().build_extension(ext)
 
 
 def extensions():
@@ -158,6 +187,7 @@ def extensions():
             "-std=c++20",
             "-O3",
             "--expt-relaxed-constexpr",
+            "-Xptxas=-v",
             "-Xcompiler",
             "-fvisibility=hidden",
             "-DUSE_CUDA",

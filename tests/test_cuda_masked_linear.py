@@ -205,7 +205,7 @@ def test_packed_weight(machine, shape, dtype, density):
     other = torch.float32 if dtype != torch.float32 else torch.float64
     got = machine.ops.masked_linear(xd.to(other), wd.to(other), bits, [*lists, *packed], None)
     check(got, x, effective, other)
-    with pytest.raises(RuntimeError, match="plan must have no tensors, or lists .* got 4"):
+    with pytest.raises(RuntimeError, match=r"plan must have no tensors, or lists .* got 4"):
         machine.ops.masked_linear(xd, wd, bits, [*lists, *packed[:2]], None)
     with pytest.raises(RuntimeError, match="plan does not hold a packed weight"):
         machine.ops.masked_linear(xd, wd, bits, [*lists, packed[0], packed[1], packed[2][0:0, 0]], None)

@@ -131,9 +131,19 @@ void cuts_are_possible() {
         }
 }
 
+// What a block of each tile asks for: two of the small ones fit a multiprocessor of any device from compute capability
+// 8.0 on, the large one every device's largest block.
+void shared_memory_fits() {
+  CHECK(LargeTile::kSharedBytes == 98304, "%d", LargeTile::kSharedBytes);
+  CHECK(SmallTile::kSharedBytes == 49152, "%d", SmallTile::kSharedBytes);
+  constexpr int kLeastOfAnyDevice = 99 << 10;
+  CHECK(LargeTile::kSharedBytes <= kLeastOfAnyDevice && 2 * SmallTile::kSharedBytes <= kLeastOfAnyDevice, "room");
+}
+
 }  // namespace
 
 int main() {
+  shared_memory_fits();
   tiles_are_taken_once();
   pieces_have_places<SharedTile<128, 64>>();
   pieces_have_places<SharedTile<64, 128>>();
