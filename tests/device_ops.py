@@ -45,6 +45,6 @@ each_machine = pytest.mark.parametrize(
 
 
 def poisoned(machine: SimpleNamespace) -> None:
-    """Makes it likely that an element which no kernel writes is a NaN: fills memory that the allocator hands out next."""
+    """Makes it likely that an element which no kernel writes is a NaN: fills what the allocator hands out next."""
     for size in (1 << 12, 1 << 16, 1 << 20):
         torch.full((size,), float("nan"), device=machine.device)
