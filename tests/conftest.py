@@ -5,6 +5,7 @@ from __future__ import annotations
 import maskfuse
 import pytest
 import torch
+from maskfuse._accuracy import sum_bound
 
 LEVELS = maskfuse.build_info()["cpu_levels"]
 # A backend under test is an entry here, not a copy of the tests.
@@ -29,18 +30,8 @@ def seed():
 
 
 def assert_sums_close(got, want, magnitude, dtype: torch.dtype, terms: int, products_rounded: bool = False) -> None:
-    """Compares sums of `terms` products with exact ones, each within its own bound.
-
-    `magnitude` is the same sum over absolute values. Adding n products errs by at most unit * n * magnitude and,
-    roundings being independent, in practice by sqrt(n) of it (Higham & Mary 2019). Half types are summed in
-    float32 and rounded once. `products_rounded`: each product is first rounded to the half type, as plain
-    PyTorch does for weight * mask.
-    """
-    unit = torch.finfo(dtype).eps
-    sums = unit if dtype in (torch.float32, torch.float64) else torch.finfo(torch.float32).eps
-    bound = unit * want.abs() + sums * (terms + 1) ** 0.5 * magnitude + torch.finfo(dtype).smallest_normal
-    if products_rounded:
-        bound = bound + unit * magnitude
+    """Compares sums of `terms` products with exact ones, each within its own bound: `sum_bound`."""
+    bound = sum_bound(want, magnitude, dtype, terms, products_rounded)
     error = (got.double() - want).abs()
     worst = (error / bound).max().item() if error.numel() else 0.0
     assert worst <= 1.0, f"an error is {worst:.3g} times its bound: {dtype}, {terms} terms, shape {list(got.shape)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 
 import pytest
 from kernel_resources import KEPT, LOG, differences, table
@@ -36,8 +37,17 @@ def test_nothing_is_spilled_where_time_goes():
             assert kernel.startswith("naive_kernel") or (stack, spilled) == (0, 0), kernel
 
 
+def compiler():
+    """The release of nvcc on the path: another one allocates registers otherwise."""
+    if shutil.which("nvcc") is None:
+        return ""
+    text = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
+    return text.partition("release ")[2].partition(",")[0]
+
+
 @needs_demangler
 @pytest.mark.skipif(not LOG.exists(), reason="needs build/ptxas.log (make wheel with nvcc)")
+@pytest.mark.skipif(compiler() != "13.0", reason="the table is that of nvcc 13.0")
 def test_the_table_is_that_of_the_build():
     changed = differences(table(LOG.read_text()), json.loads(KEPT.read_text()))
     assert not changed, "python tests/kernel_resources.py --write keeps the new table:\n" + "\n".join(changed)

@@ -1,6 +1,7 @@
 """Kernels and layers for networks in which weights or channels are switched off by a mask."""
 
 from . import functional, nn, reference
+from ._self_test.run import self_test
 from .backends import use_backend
 from .functional.channel_gather import channel_gather
 from .functional.channel_scatter import channel_scatter
@@ -28,6 +29,7 @@ __all__ = [
     "nn",
     "pack",
     "reference",
+    "self_test",
     "unpack",
     "use_backend",
 ]

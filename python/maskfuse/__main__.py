@@ -1,4 +1,4 @@
-"""`python -m maskfuse {info, demo}`."""
+"""`python -m maskfuse {info, self-test, demo}`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from . import build_info
+from . import build_info, self_test
 
 
 def _info(arguments: argparse.Namespace) -> int:
@@ -21,6 +21,12 @@ def _info(arguments: argparse.Namespace) -> int:
             text = ", ".join(entry) if isinstance(entry, list) else entry
             print(f"{key + ('.' + part if part else ''):<20} {text}")
     return 0
+
+
+def _self_test(arguments: argparse.Namespace) -> int:
+    result = self_test()
+    print(json.dumps(result.as_dict(), indent=2) if arguments.json else result)
+    return 0 if result.passed else 1
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -42,6 +48,9 @@ def main(argv: list[str] | None = None) -> int:
     info = commands.add_parser("info", help="what is built, what is loaded, and why something is not")
     info.add_argument("--json", action="store_true", help="print JSON")
     info.set_defaults(function=_info)
+    test = commands.add_parser("self-test", help="every kernel of this machine against plain PyTorch, once, small")
+    test.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    test.set_defaults(function=_self_test)
     demo = commands.add_parser("demo", help="train, mask and fine-tune on handwritten digits, and measure")
     demo.add_argument("--output", type=Path, default=Path("out"), help="folder for the plot and the JSON (out)")
     demo.add_argument("--json", action="store_true", help="print JSON instead of the table")

@@ -24,12 +24,14 @@ class Backend:
     Attributes:
         name: what `use_backend` calls it.
         ops: op stem -> function (input, weight, mask, bias, ...).
-        refuses: device type -> None where the backend serves it, else the reason why not.
+        refuses: device -> None where the backend serves it, else the reason why not.
+        distrusts: (op stem, device) -> None, or why its kernel of that op is not used on a device that it serves.
     """
 
     name: str
     ops: Mapping[str, Callable[..., Any]]
-    refuses: Callable[[str], str | None]
+    refuses: Callable[[torch.device], str | None]
+    distrusts: Callable[[str, torch.device], str | None] | None = None
 
 
 _backends: dict[str, Backend] = {}  # in order of preference
@@ -66,41 +68,57 @@ def _known(name: str) -> Backend:
     return _backends[name]
 
 
-def verdicts(op: str, device_type: str) -> list[tuple[str, str | None]]:
+def distrusted(name: str, op: str, device: torch.device) -> bool:
+    """Whether the named backend's kernel of `op` is not used on a device that it serves."""
+    backend = _backends.get(name)
+    return backend is not None and backend.distrusts is not None and backend.distrusts(op, device) is not None
+
+
+def verdicts(op: str, device: torch.device | str) -> list[tuple[str, str | None]]:
     """(backend, None or why it cannot run `op` there), in order of preference."""
+    device = torch.device(device)
     result = []
     for backend in _backends.values():
-        reason = backend.refuses(device_type)
+        reason = backend.refuses(device)
         if reason is None and op not in backend.ops:
             reason = f"has no {op}"
+        if reason is None and backend.distrusts is not None:
+            reason = backend.distrusts(op, device)
         result.append((backend.name, reason))
     return result
 
 
-def choose(op: str, device_type: str, warn: bool = True) -> Backend:
+def choose(op: str, device: torch.device | str, warn: bool = True) -> Backend:
     """The backend that runs `op` on a device; with `warn`, falling to the reference is said once.
 
     Raises:
         ValueError: the backend asked for is not one.
         RuntimeError: the backend asked for cannot run this op on this device.
     """
+    if isinstance(device, str):
+        device = torch.device(device)
     asked_for = requested()
     if asked_for is not None:
         backend = _known(asked_for)
-        reason = dict(verdicts(op, device_type))[asked_for]
+        reason = dict(verdicts(op, device))[asked_for]
         if reason is not None:
-            raise RuntimeError(f"backend {asked_for!r} cannot run {op} on {device_type}: {reason}")
+            raise RuntimeError(f"backend {asked_for!r} cannot run {op} on {device.type}: {reason}")
         return backend
     for backend in _backends.values():  # the usual case needs no list of reasons
-        if op in backend.ops and backend.name != "reference" and backend.refuses(device_type) is None:
+        if (
+            op in backend.ops
+            and backend.name != "reference"
+            and backend.refuses(device) is None
+            and (backend.distrusts is None or backend.distrusts(op, device) is None)
+        ):
             return backend
-    found = verdicts(op, device_type)
+    found = verdicts(op, device)
     name = next(name for name, reason in found if reason is None)
-    if warn and name == "reference" and not torch.compiler.is_compiling() and (op, device_type) not in _warned:
-        _warned.add((op, device_type))
+    if warn and name == "reference" and not torch.compiler.is_compiling() and (op, device.type) not in _warned:
+        _warned.add((op, device.type))
         others = "; ".join(f"{other}: {reason}" for other, reason in found if reason is not None)
         warnings.warn(
-            f"maskfuse: {op} on {device_type} runs as plain PyTorch (no speed or memory gained): {others}",
+            f"maskfuse: {op} on {device.type} runs as plain PyTorch (no speed or memory gained): {others}",
             UserWarning,
             stacklevel=3,
         )

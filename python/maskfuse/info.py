@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any
 
 import torch
 from torch import nn
 
 from . import _library, backends
+from ._self_test.record import version
 from .functional._check import FLOATING
 from .mask import Mask
 from .ops import LIBRARY_GEMM
 from .ops.library import library_info, pairs
-
-
-def _version() -> str:
-    try:
-        return metadata.version("maskfuse")
-    except metadata.PackageNotFoundError:
-        return "in place"
 
 
 def build_info() -> dict[str, Any]:
@@ -36,7 +29,7 @@ def build_info() -> dict[str, Any]:
     if cuda["loaded"]:
         cuda.update(pairs(torch.ops.maskfuse.cuda_library_info()))
     return {
-        "version": _version(),
+        "version": version(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "compiler": library["compiler"],
@@ -149,7 +142,7 @@ def explain(
         assert isinstance(weight, torch.Tensor)
         device = device or weight.device
         dtype = dtype or weight.dtype
-    device_type = torch.device(device or mask.device).type
+    on = torch.device(device or mask.device)
     dtype = dtype or torch.float32
     if dtype not in FLOATING:
         raise TypeError(f"dtype must be float32, float64, bfloat16 or float16, got {dtype}")
@@ -157,10 +150,10 @@ def explain(
     conv = len(mask.shape) == 4
     op = "masked_conv2d" if conv else "masked_linear"
     about = _conv_arguments(layer_or_mask, mask, batch, size) if conv else (batch, mask.bits, mask.shape[1], mask.plan)
-    backend = backends.choose(op, device_type, warn=False).name
+    backend = backends.choose(op, on, warn=False).name
     ruled_out = {
         name: reason or "not asked for" if backends.requested() else reason or "comes after it"
-        for name, reason in backends.verdicts(op, device_type)
+        for name, reason in backends.verdicts(op, on)
         if name != backend
     }
     plan = [*about[3], *getattr(layer_or_mask, "_packed", ())]
@@ -170,8 +163,7 @@ def explain(
     kernels, estimates = {}, {}
     for direction in ("forward", "input_grad", "weight_grad"):
         if backend == "cuda" and not conv and not mask.known_full:
-            device_index = torch.device(device or mask.device).index or 0
-            multiprocessors = torch.cuda.get_device_properties(device_index).multi_processor_count
+            multiprocessors = torch.cuda.get_device_properties(on).multi_processor_count
             kernels[direction] = torch.ops.maskfuse.masked_linear_choice(
                 direction, batch, *mask.shape, dtype, multiprocessors
             )
@@ -186,4 +178,4 @@ def explain(
             words = [line.split() for line in found.splitlines()]
             estimates[direction] = {kernel: float(time) / 1e3 for kernel, time, *_ in words}
             kernels[direction] = f"{words[0][0]} {torch.ops.maskfuse.cpu_level()}"
-    return Explanation(op, device_type, backend, kernels, estimates, ruled_out, repr(mask))
+    return Explanation(op, on.type, backend, kernels, estimates, ruled_out, repr(mask))

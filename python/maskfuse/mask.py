@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import backends
 from ._library import cuda_reason
 from .ops.mask import words
 
@@ -69,7 +70,10 @@ class Mask:
                 "use t.bool() for 0/1 integers, Mask.threshold(t, value) for weights"
             )
         rows, columns = _rows_columns(t.shape, "t")
-        return Mask(torch.ops.maskfuse.mask_pack(t.reshape(rows, columns)), t.shape)
+        dense = t.reshape(rows, columns)
+        if _on_host(t):
+            return Mask(torch.ops.maskfuse.mask_pack(dense.cpu()).to(t.device), t.shape)
+        return Mask(torch.ops.maskfuse.mask_pack(dense), t.shape)
 
     @staticmethod
     def from_bits(bits: Tensor, shape: Sequence[int]) -> Mask:
@@ -251,9 +255,9 @@ class Mask:
     def plan(self) -> list[Tensor]:
         """What kernels derive from the bits, as ops take it: on the CPU the index of the mask of a linear layer
         or a convolution, and of its transpose, in which a convolution's taps stay together
-        (`csrc/cpu/masked_linear_plan.h`), about two bytes an active weight. On CUDA the lists of blocks that hold active
-        weights (`csrc/cuda/mask_lists.h`), a few bytes for each 128 x 64 weights, and for a convolution the bits in the
-        order in which its kernels read them; of a size that depends on the shape alone.
+        (`csrc/cpu/masked_linear_plan.h`), about two bytes an active weight. On CUDA the lists of blocks that hold
+        active weights (`csrc/cuda/mask_lists.h`), a few bytes for each 128 x 64 weights, and for a convolution the bits
+        in the order in which its kernels read them; of a size that depends on the shape alone.
 
         Made in parallel when it is first asked for, which layers do in `set_mask`, and once for all threads and all
         layers that share the mask. Empty for a mask that needs none (every weight active), of fewer than 4096 weights,
@@ -279,6 +283,8 @@ class Mask:
     def dense(self) -> Tensor:
         """The mask as a bool tensor of its shape, on its device."""
         _, columns = _rows_columns(self.shape, "shape")
+        if _on_host(self.bits):
+            return torch.ops.maskfuse.mask_unpack(self.bits.cpu(), columns).to(self.device).reshape(self.shape)
         return torch.ops.maskfuse.mask_unpack(self.bits, columns).reshape(self.shape)
 
     def to(self, device: torch.device | str) -> Mask:
@@ -370,6 +376,8 @@ def _make_plan(mask: Mask) -> list[Tensor]:
     if len(mask.shape) not in (2, 4) or mask.numel < _PLANNED or mask.structure == "full":
         return []
     rows, columns = _rows_columns(mask.shape, "shape")
+    if _on_host(mask.bits):
+        return []
     if mask.device.type == "cuda" and cuda_reason is None:
         with torch.inference_mode(False):
             return torch.ops.maskfuse.mask_lists(mask.bits, columns, max(1, math.prod(mask.shape[2:])))
@@ -389,6 +397,11 @@ def _make_plan(mask: Mask) -> list[Tensor]:
         # does not recompile a model.
         t._dynamo_weak_dynamic_indices = {0}
     return plan if all(t.numel() for t in plan) else []
+
+
+def _on_host(t: Tensor) -> bool:
+    """Whether bits on a CUDA device are packed and unpacked on the host: where its kernels failed their self-test."""
+    return t.is_cuda and backends.distrusted("cuda", "mask", t.device)
 
 
 def describe(value: object) -> str:

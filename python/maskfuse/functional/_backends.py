@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from .. import _library
+from .._self_test import first_use
 from ..backends import Backend, register
 from ..ops.library import cuda_library_info
 
@@ -21,18 +22,20 @@ def _cuda_reason(index: int) -> str | None:
     return None
 
 
-def _cuda_refuses(device: str) -> str | None:
-    if device != "cuda":
+def _cuda_refuses(device: torch.device) -> str | None:
+    if device.type != "cuda":
         return "serves CUDA tensors only"
     if _library.cuda_reason is not None:
         return _library.cuda_reason
-    index = torch.cuda.current_device()
+    index = torch.cuda.current_device() if device.index is None else device.index
     if index not in _capable:
         _capable[index] = _cuda_reason(index)
     return _capable[index]
 
 
 # A meta tensor computes nothing: the ops' fake implementations give the shape.
-register(Backend("cpu", {}, lambda device: None if device in ("cpu", "meta") else "serves tensors on the CPU only"))
-register(Backend("cuda", {}, _cuda_refuses))
+register(
+    Backend("cpu", {}, lambda device: None if device.type in ("cpu", "meta") else "serves tensors on the CPU only")
+)
+register(Backend("cuda", {}, _cuda_refuses, first_use.distrusts))
 register(Backend("reference", {}, lambda device: None))

@@ -68,4 +68,4 @@ def channel_gather(
     index = _channels.index_of(channels, input.shape[1], "channels", input, most_dims=2)
     rows = None if batch is None else _channels.index_of(batch, input.shape[0], "batch", input)
     _channels.check_rows(index, input.shape[0] if rows is None else rows.shape[0])
-    return choose("channel_gather", input.device.type).ops["channel_gather"](input, index, rows)
+    return choose("channel_gather", input.device).ops["channel_gather"](input, index, rows)

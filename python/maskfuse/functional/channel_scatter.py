@@ -95,5 +95,5 @@ def channel_scatter(
         raise ValueError(
             f"batch_size without batch must be {input.shape[0]} for input {describe(input)}, got {batch_size}"
         )
-    run = choose("channel_scatter", input.device.type).ops["channel_scatter"]
+    run = choose("channel_scatter", input.device).ops["channel_scatter"]
     return run(input, index, num_channels, rows, batch_size)

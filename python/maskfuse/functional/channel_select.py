@@ -50,5 +50,5 @@ def channel_select(input: Tensor, mask: Tensor, max_channels: int | None = None)
     else:
         _channels.check_size(max_channels, "max_channels")
         counts = counts.clamp(max=max_channels)
-    values = choose("channel_select", input.device.type).ops["channel_select"](input, mask, max_channels)
+    values = choose("channel_select", input.device).ops["channel_select"](input, mask, max_channels)
     return values, counts

@@ -67,7 +67,7 @@ def gated_conv2d(
         raise ValueError(f"scores must have the shape of weight, {list(weight.shape)}, got {list(scores.shape)}")
     _check.same("scores", scores, "weight", weight)
     input, weight, scores, bias = _check.autocast(input, weight, scores, bias)
-    run = choose("gated_conv2d", input.device.type).ops["gated_conv2d"]
+    run = choose("gated_conv2d", input.device).ops["gated_conv2d"]
     return convolve(
         lambda images, geometry: run(images, weight, scores, bias, geometry),
         input,

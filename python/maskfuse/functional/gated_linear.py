@@ -47,4 +47,4 @@ def gated_linear(input: Tensor, weight: Tensor, scores: Tensor, bias: Tensor | N
     _check.same("scores", scores, "weight", weight)
     input, weight, scores, bias = _check.autocast(input, weight, scores, bias)
     _check.linear_operands(input, weight, bias)
-    return choose("gated_linear", input.device.type).ops["gated_linear"](input, weight, scores, bias)
+    return choose("gated_linear", input.device).ops["gated_linear"](input, weight, scores, bias)

@@ -148,7 +148,7 @@ def checked_masked_conv2d(
     soft = binary if isinstance(binary, Tensor) else None
     input, weight, bias, soft = _check.autocast(input, weight, bias, soft)
     effective = binary if soft is None else soft
-    backend = choose("masked_conv2d", input.device.type)
+    backend = choose("masked_conv2d", input.device)
 
     def run(images: Tensor, geometry: Geometry) -> Tensor:
         if channels is not None:

@@ -110,7 +110,7 @@ def checked_masked_linear(
     input, weight, bias, soft = _check.autocast(input, weight, bias, soft)
     mask = mask if soft is None else soft
     _check.linear_operands(input, weight, bias)
-    backend = choose("masked_linear", input.device.type)
+    backend = choose("masked_linear", input.device)
     run = backend.ops["masked_linear"]
     if channels is not None:
         _channel_masks.check(channels, input, input.shape)

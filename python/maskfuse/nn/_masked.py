@@ -135,7 +135,7 @@ class MaskedLayer(nn.Module):
         keeps a second one, and calls with at most 16 rows read nothing else (with more active, at most 8).
         `packed_nbytes` says what they take.
 
-        On CUDA a linear layer keeps a mask of one bit a weight beside its active weights, and calls with at most 16 rows
+        On CUDA a linear layer keeps a bit for each weight beside its active weights, and calls with at most 16 rows
         read nothing else; packing waits for the device once. A convolution packs nothing there.
 
         For inference. A weight that was replaced, changed in place or wrapped by a transform is noticed: the
