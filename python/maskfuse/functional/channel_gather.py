@@ -34,6 +34,7 @@ def _reference(input: Tensor, channels: Tensor, batch: Tensor | None) -> Tensor:
 
 
 extend("cpu", {"channel_gather": _kernels})
+extend("cuda", {"channel_gather": _kernels})
 extend("reference", {"channel_gather": _reference})
 
 

@@ -36,6 +36,7 @@ def _reference(input: Tensor, channels: Tensor, num_channels: int, batch: Tensor
 
 
 extend("cpu", {"channel_scatter": _kernels})
+extend("cuda", {"channel_scatter": _kernels})
 extend("reference", {"channel_scatter": _reference})
 
 

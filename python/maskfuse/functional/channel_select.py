@@ -12,6 +12,7 @@ from . import _backends as _backends
 from . import _channels, _check
 
 extend("cpu", {"channel_select": ops.channel_select})
+extend("cuda", {"channel_select": ops.channel_select})
 extend("reference", {"channel_select": reference.channel_select})
 
 
