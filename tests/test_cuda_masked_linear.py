@@ -213,8 +213,8 @@ def test_packed_weight(machine, shape, dtype, density):
 
 @each_machine
 def test_choice_of_kernel(machine):
-    def choice(direction, batch, out, inp, dtype):
-        return machine.ops.masked_linear_choice(direction, batch, out, inp, dtype, 132)
+    def choice(direction, batch, out, inp, dtype, channels=False):
+        return machine.ops.masked_linear_choice(direction, batch, out, inp, dtype, channels, 132)
 
     half = torch.bfloat16
     assert choice("forward", 8192, 4096, 4096, half) == "product 128x128"
@@ -222,8 +222,38 @@ def test_choice_of_kernel(machine):
     assert choice("weight_grad", 1024, 64, 64, half) == "product 64x64 in 4 parts"
     assert choice("input_grad", 64, 64, 64, torch.float16) == "product 64x64"
     assert choice("input_grad", 4096, 4096, 4096, torch.float32) == "element"
+    assert choice("weight_grad", 256, 64, 64, half, channels=True) == "library"
+    assert choice("weight_grad", 255, 64, 64, half, channels=True) == "product 64x64"
     with pytest.raises(RuntimeError, match="direction must be forward, input_grad or weight_grad, got back"):
         choice("back", 1, 1, 1, half)
+
+
+@each_machine
+@pytest.mark.parametrize("rows, columns", [(0.5, 0.5), (0.2, 1.0), (1.0, 0.3), (0.0, 0.5)])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_active_channels_alone(machine, dtype, rows, columns):
+    shape = (300, 70, 45)
+    x, w, dy, b = operands(shape, dtype)
+    mask = Mask.channels((45, 70), torch.rand(45) < rows, torch.rand(70) < columns)
+    dense = mask.dense()
+    effective = torch.where(dense, w, torch.zeros((), dtype=dtype))
+    bits = mask.bits.to(machine.device)
+    plan = [*machine.ops.mask_lists(bits, 70, 1), *(t.to(machine.device) for t in mask.active_channels())]
+    xd, wd, dyd, bd = on(machine, x, w.masked_fill(~dense, float("nan")), dy, b)
+    poisoned(machine)
+    check(machine.ops.masked_linear(xd, wd, bits, plan, bd), x, effective, dtype, bias=b)
+    check(machine.ops.masked_linear(xd, wd, bits, plan, None), x, effective, dtype)
+    check(machine.ops.masked_linear_input_grad(dyd, wd, bits, plan), dy, effective.T, dtype)
+    dw = machine.ops.masked_linear_weight_grad(dyd, xd, bits, plan)
+    check(dw, dy.T, x.T, dtype, factor=dense)
+    masked = dw.cpu()[~dense]
+    assert torch.equal(masked, torch.zeros_like(masked)) and not masked.signbit().any()
+    # Few rows, and few rows packed.
+    packed = machine.ops.masked_linear_pack(wd, bits, plan)
+    for few in (plan, [*plan, *packed]):
+        check(machine.ops.masked_linear(xd[:9], wd, bits, few, bd), x[:9], effective, dtype, bias=b)
+    with pytest.raises(RuntimeError, match=r"places of rows must have shape \[45\], got \[3\]"):
+        machine.ops.masked_linear(xd, wd, bits, [*plan[:4], plan[4][:3], plan[5]], None)
 
 
 @each_machine

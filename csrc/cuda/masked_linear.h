@@ -11,6 +11,7 @@ struct MaskedGemm : maskfuse::MaskedGemm {
   // the mask for forward, of its transpose for input_grad; null: all are visited.
   const int32_t* lists;
   const PackedTiles* tiles;  // the weight packed, or null; forward
+  bool channels;             // whoever runs the problem knows which whole rows and columns of the weight are active
 };
 
 // What choices depend on: multiprocessors, and the shared memory that a block may ask for.
@@ -21,6 +22,7 @@ enum class LinearKernel {
   element,  // float32 and float64: register tiles of single elements (element_product.h)
   product,  // half types: tensor cores (product.h)
   decode,   // forward of few rows with a packed weight: masked_linear_decode.h
+  library,  // torch's product of the active rows and columns: the caller runs it
 };
 const char* kernel_name(LinearKernel kernel);
 

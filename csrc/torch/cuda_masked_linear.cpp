@@ -2,23 +2,32 @@
 #include "../cuda/mask_lists.h"
 #include "../cuda/masked_linear.h"
 #include "cuda_library.h"
+#include "cuda_masked_linear_library.h"
 #include "masked_linear_ops.h"
 
 namespace maskfuse {
 namespace {
 
-// A plan's tensors: mask_lists' two, and behind them what masked_linear_pack gave: data and offsets
-// (masked_linear_pack.h), and a tensor without elements whose type and sizes describe these: a call must not wait for
-// the device to read numbers there.
-constexpr size_t kLists = 2, kData = 2, kOffsets = 3, kForm = 4, kParts = 5;
+// A plan's tensors: mask_lists' two; where whole rows and columns are masked, the four of ActiveChannels; and where the
+// weight is packed what masked_linear_pack gave: data and offsets (masked_linear_pack.h), and a tensor without elements
+// whose type and sizes describe these: a call must not wait for the device to read numbers there.
+constexpr size_t kLists = 2, kActive = 4, kPacked = 3;
+bool has_active(const std::vector<Tensor>& plan) {
+  return plan.size() == kLists + kActive || plan.size() == kLists + kActive + kPacked;
+}
+bool has_packed(const std::vector<Tensor>& plan) {
+  return plan.size() == kLists + kPacked || plan.size() == kLists + kActive + kPacked;
+}
 enum Form { kNothing, kRows, kColumns, kUnit, kLongest, kFormDims };
 
 struct Cuda {
-  using Problem = cuda::MaskedGemm;
   using Guard = OneDevice;
   struct Operands {
     Tensor mask, bias, lists;
     cuda::PackedTiles tiles;
+  };
+  struct Problem : cuda::MaskedGemm {
+    std::optional<ActiveChannels> active;
   };
 
   // Bits over rows x columns weights, and what mask_lists made of them: lists of rows, lists of channels.
@@ -30,13 +39,16 @@ struct Cuda {
     g.bits_ld = mask_words(columns);
     // An empty mask has no storage, and null would mean "factors". Nothing of it is read.
     if (!g.bits) g.bits = (const uint32_t*)alignof(uint32_t);
-    if (plan.empty() || g.pass == Pass::weight_grad) return;
-    STD_TORCH_CHECK(plan.size() == kLists || plan.size() == kParts, op,
-                    ": plan must have no tensors, or lists of rows and of channels, or these and a packed weight, got ",
+    if (plan.empty()) return;
+    STD_TORCH_CHECK(plan.size() == kLists || has_active(plan) || has_packed(plan), op,
+                    ": plan must have no tensors, or lists of rows and of channels, then active channels and a packed"
+                    " weight if there are such, got ",
                     plan.size());
+    for (const Tensor& t : plan) const OneDevice guard(op, {{&bits, "bits"}, {&t, "plan"}});
+    if (has_active(plan)) g.active = active_channels(&plan[kLists], rows, columns, op), g.channels = true;
+    if (g.pass == Pass::weight_grad) return;
     const bool of_rows = g.pass == Pass::forward;
     const Tensor& lists = plan[of_rows ? 0 : 1];
-    const OneDevice guard(op, {{&bits, "bits"}, {&lists, "plan"}});
     const cuda::ListShape shape =
         of_rows ? cuda::lists_of_rows(rows, 1, columns) : cuda::lists_of_channels(rows, 1, columns);
     check_dtype(lists, ScalarType::Int, op, "plan");
@@ -47,9 +59,9 @@ struct Cuda {
 
   static void attach_packed(Problem& g, Operands& keep, const std::vector<Tensor>& plan, ScalarType type, int64_t rows,
                             const char* op) {
-    if (plan.size() != kParts) return;
-    const Tensor &data = plan[kData], &offsets = plan[kOffsets], &form = plan[kForm];
-    const OneDevice guard(op, {{&data, "plan"}, {&offsets, "plan"}});
+    if (!has_packed(plan)) return;
+    const Tensor* const packed = &plan[plan.size() - kPacked];
+    const Tensor &data = packed[0], &offsets = packed[1], &form = packed[2];
     STD_TORCH_CHECK(data.scalar_type() == ScalarType::Byte && data.dim() == 1 && data.is_contiguous() &&
                         (uintptr_t)data.const_data_ptr() % 16 == 0 && offsets.scalar_type() == ScalarType::Int &&
                         offsets.dim() == 1 && offsets.is_contiguous() && form.dim() == kFormDims,
@@ -72,6 +84,7 @@ struct Cuda {
   static void run(Problem& g, const Tensor& out, const char* op) {
     if (g.m == 0 || g.n == 0) return;
     const cuda::LinearChoice choice = cuda::choose(g, {multiprocessors(out), block_shared(out)});
+    if (choice.kernel == cuda::LinearKernel::library) return run_library(g, *g.active, out, op);
     Tensor workspace;
     if (choice.workspace_bytes > 0)
       workspace = torch::stable::new_empty(out, {choice.workspace_bytes}, ScalarType::Byte);
@@ -116,10 +129,10 @@ std::vector<Tensor> masked_linear_pack(const Tensor& weight, const Tensor& bits,
 // Which kernel runs a product on a device of that many multiprocessors, and how it cuts it, by the function that
 // chooses for real.
 std::string masked_linear_choice(std::string pass, int64_t batch, int64_t out, int64_t in, ScalarType type,
-                                 int64_t multiprocessors) {
+                                 bool channels, int64_t multiprocessors) {
   constexpr const char* kOp = "masked_linear_choice";
   cuda::MaskedGemm g{};
-  g.dtype = dtype_of(type, kOp, "dtype");
+  g.dtype = dtype_of(type, kOp, "dtype"), g.channels = channels;
   if (pass == "forward")
     g.pass = Pass::forward, g.m = batch, g.n = out, g.k = in;
   else if (pass == "input_grad")

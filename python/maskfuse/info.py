@@ -165,7 +165,7 @@ def explain(
         if backend == "cuda" and not conv and not mask.known_full:
             multiprocessors = torch.cuda.get_device_properties(on).multi_processor_count
             kernels[direction] = torch.ops.maskfuse.masked_linear_choice(
-                direction, batch, *mask.shape, dtype, multiprocessors
+                direction, batch, *mask.shape, dtype, len(mask.plan) > 2, multiprocessors
             )
         elif backend == "cuda":
             kernels[direction] = plain

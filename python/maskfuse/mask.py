@@ -275,6 +275,22 @@ class Mask:
                     object.__setattr__(self, "_plan", plan)
         return plan
 
+    def active_channels(self) -> list[Tensor]:
+        """The rows and columns that have an active weight, and the place of each row and column among these.
+
+        Of a mask of whole channels these say all of it; kernels then work on the active ones alone.
+
+        Returns:
+            Four int32 tensors on the CPU: rows in rising order, columns in rising order, `[out]` each row's place in
+            the first or -1, `[in * ...]` each column's place in the second or -1.
+        """
+        rows, columns = _rows_columns(self.shape, "shape")
+        dense = torch.ops.maskfuse.mask_unpack(self.bits.cpu(), columns)
+        flags = [dense.any(1), dense.any(0)] if dense.numel() else [dense.new_zeros(rows), dense.new_zeros(columns)]
+        lists = [f.nonzero().squeeze(1).int() for f in flags]
+        places = [torch.where(f, f.cumsum(0) - 1, -1).int() for f in flags]
+        return [*lists, *places]
+
     @property
     def device(self) -> torch.device:
         """Where the bits are."""
@@ -371,6 +387,9 @@ _planning = threading.Lock()
 # Weights below which a call costs more than anything that a plan could save.
 _PLANNED = 4096
 
+# Active share of the weights up to which a product of whole channels runs on the active ones alone.
+_COMPACT_DENSITY = 0.8
+
 
 def _make_plan(mask: Mask) -> list[Tensor]:
     if len(mask.shape) not in (2, 4) or mask.numel < _PLANNED or mask.structure == "full":
@@ -380,7 +399,10 @@ def _make_plan(mask: Mask) -> list[Tensor]:
         return []
     if mask.device.type == "cuda" and cuda_reason is None:
         with torch.inference_mode(False):
-            return torch.ops.maskfuse.mask_lists(mask.bits, columns, max(1, math.prod(mask.shape[2:])))
+            plan = torch.ops.maskfuse.mask_lists(mask.bits, columns, max(1, math.prod(mask.shape[2:])))
+            if len(mask.shape) == 2 and mask.structure == "channels" and mask.density <= _COMPACT_DENSITY:
+                plan += [t.to(mask.device) for t in mask.active_channels()]
+            return plan
     if mask.device.type != "cpu":
         return []
     # A channel's weights lie together; in a linear layer every weight is on its own, which 0 stands for.
