@@ -136,6 +136,20 @@ def test_channel_masks_skip_blocks(machine):
 
 
 @each_machine
+def test_choice_of_kernel(machine):
+    def choice(direction, images, kernel, out, dtype, groups=1):
+        return machine.ops.masked_conv2d_choice(
+            direction, images, kernel, out, [1, 1], [1, 1], [1, 1], groups, dtype, 132
+        )
+
+    assert choice("forward", [32, 256, 56, 56], [3, 3], 256, torch.bfloat16) == "product 128x128"
+    assert choice("weight_grad", [32, 64, 14, 14], [3, 3], 64, torch.float16) == "product 64x64 in 24 parts"
+    assert choice("input_grad", [1, 64, 14, 14], [3, 3], 64, torch.float64) == "element in 2 parts"
+    with pytest.raises(RuntimeError, match="direction must be forward, input_grad or weight_grad, got back"):
+        choice("back", [1, 1, 3, 3], [3, 3], 1, torch.float32)
+
+
+@each_machine
 def test_empty_operands(machine):
     def zeros(*shape):
         return torch.zeros(shape, device=machine.device)

@@ -7,6 +7,7 @@ import torch
 from conftest import DTYPES, assert_sums_close
 from device_ops import each_machine, poisoned
 from maskfuse import Mask
+from maskfuse.info import _cuda_kernel
 
 # batch, in, out: smaller than a tile and than a vector, not whole tiles, some splits, large tiles.
 SHAPES = [(1, 1, 1), (3, 7, 5), (17, 64, 40), (70, 130, 200), (33, 1000, 24), (260, 72, 392), (5, 2048, 136)]
@@ -226,6 +227,21 @@ def test_choice_of_kernel(machine):
     assert choice("weight_grad", 255, 64, 64, half, channels=True) == "product 64x64"
     with pytest.raises(RuntimeError, match="direction must be forward, input_grad or weight_grad, got back"):
         choice("back", 1, 1, 1, half)
+
+
+@each_machine
+def test_explained_kernels(machine):
+    def explained(direction, mask, batch, packed=False):
+        return _cuda_kernel(machine.ops, direction, mask, (batch,), torch.bfloat16, packed, 132)
+
+    unstructured, channels = Mask.random((128, 256), 0.5), Mask.channels((128, 256), torch.arange(64))
+    assert explained("forward", unstructured, 16, packed=True) == "decode"
+    assert explained("forward", unstructured, 17, packed=True) == "product 64x64"
+    assert explained("input_grad", unstructured, 16, packed=True) == "product 64x64"
+    assert explained("forward", channels, 256) == "library" and explained("forward", channels, 8) != "library"
+    conv = Mask.random((8, 4, 3, 3), 0.5)
+    about = ([2, 4, 9, 9], [3, 3], conv.bits, [], [1, 1], [1, 1], [1, 1], 1)
+    assert _cuda_kernel(machine.ops, "forward", conv, about, torch.float32, False, 132) == "element in 2 parts"
 
 
 @each_machine

@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cstring>
 
+#include "../cpu/masked_linear.h"
 #include "tensor.h"
 
 #ifdef MASKFUSE_SIMT
@@ -107,6 +108,18 @@ inline void read_back(const Tensor& from, int64_t at, int64_t bytes, void* to, [
   check_launch(cudaMemcpyAsync(to, source, (size_t)bytes, cudaMemcpyDeviceToHost, stream), op);
   check_launch(cudaStreamSynchronize(stream), op);
 #endif
+}
+
+// A pass by the name that ops and `explain` have for it.
+inline Pass pass_of(const std::string& name, const char* op) {
+  STD_TORCH_CHECK(name == "forward" || name == "input_grad" || name == "weight_grad", op,
+                  ": direction must be forward, input_grad or weight_grad, got ", name);
+  return name == "forward" ? Pass::forward : name == "input_grad" ? Pass::input_grad : Pass::weight_grad;
+}
+
+// A kernel, its tiles, and into how many parts of the depth it cuts a product.
+inline std::string describe_choice(const char* kernel, const char* tiles, int splits) {
+  return std::string(kernel) + tiles + (splits > 1 ? " in " + std::to_string(splits) + " parts" : "");
 }
 
 }  // namespace maskfuse

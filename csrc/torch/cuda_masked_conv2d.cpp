@@ -137,8 +137,27 @@ Tensor masked_conv2d_weight_grad(const Tensor& grad, const Tensor& input, const 
   return out;
 }
 
+// As masked_linear_choice; `input_size` is [batch, in, height, width].
+std::string masked_conv2d_choice(std::string pass, Ints input_size, Ints kernel_size, int64_t out, Ints stride,
+                                 Ints padding, Ints dilation, int64_t groups, ScalarType type,
+                                 int64_t multiprocessors) {
+  constexpr const char* kOp = "masked_conv2d_choice";
+  STD_TORCH_CHECK(input_size.size() == 4 && kernel_size.size() == 2, kOp,
+                  ": input_size must have 4 numbers and kernel_size 2");
+  cuda::MaskedConv c{};
+  c.pass = pass_of(pass, kOp), c.dtype = dtype_of(type, kOp, "dtype");
+  c.shape = shape_of_conv({stride, padding, dilation, groups}, input_size[0], input_size[1], input_size[2],
+                          input_size[3], out, kernel_size[0], kernel_size[1], kOp);
+  const cuda::ConvChoice choice = cuda::choose(c, (int)multiprocessors);
+  const bool tiles = choice.kernel == cuda::ConvKernel::product;
+  return describe_choice(cuda::kernel_name(choice.kernel), tiles ? choice.large ? " 128x128" : " 64x64" : "",
+                         choice.splits);
+}
+
 }  // namespace
 }  // namespace maskfuse
+
+MASKFUSE_CUDA_COMPOSITE(m) { m.impl("masked_conv2d_choice", TORCH_BOX(&maskfuse::masked_conv2d_choice)); }
 
 MASKFUSE_CUDA_IMPL(m) {
   m.impl("masked_conv2d", TORCH_BOX(&maskfuse::masked_conv2d));

@@ -133,19 +133,17 @@ std::string masked_linear_choice(std::string pass, int64_t batch, int64_t out, i
   constexpr const char* kOp = "masked_linear_choice";
   cuda::MaskedGemm g{};
   g.dtype = dtype_of(type, kOp, "dtype"), g.channels = channels;
-  if (pass == "forward")
-    g.pass = Pass::forward, g.m = batch, g.n = out, g.k = in;
-  else if (pass == "input_grad")
-    g.pass = Pass::input_grad, g.m = batch, g.n = in, g.k = out;
-  else if (pass == "weight_grad")
-    g.pass = Pass::weight_grad, g.m = out, g.n = in, g.k = batch;
+  g.pass = pass_of(pass, kOp);
+  if (g.pass == Pass::forward)
+    g.m = batch, g.n = out, g.k = in;
+  else if (g.pass == Pass::input_grad)
+    g.m = batch, g.n = in, g.k = out;
   else
-    STD_TORCH_CHECK(false, kOp, ": direction must be forward, input_grad or weight_grad, got ", pass);
+    g.m = out, g.n = in, g.k = batch;
   const cuda::LinearChoice choice = cuda::choose(g, {(int)multiprocessors, 0});
-  std::string text = cuda::kernel_name(choice.kernel);
-  if (choice.kernel == cuda::LinearKernel::product) text += choice.large ? " 128x128" : " 64x64";
-  if (choice.splits > 1) text += " in " + std::to_string(choice.splits) + " parts";
-  return text;
+  const bool tiles = choice.kernel == cuda::LinearKernel::product;
+  return describe_choice(cuda::kernel_name(choice.kernel), tiles ? choice.large ? " 128x128" : " 64x64" : "",
+                         choice.splits);
 }
 
 // Lists of rows and of channels, and for a convolution the bits by taps, which its kernels read.

@@ -12,7 +12,7 @@ from torch import nn
 from . import _library, backends
 from ._self_test.record import version
 from .functional._check import FLOATING
-from .mask import Mask
+from .mask import COMPACT_DENSITY, Mask
 from .ops import LIBRARY_GEMM
 from .ops.library import library_info, pairs
 
@@ -105,6 +105,27 @@ def _conv_arguments(
     return images, kernel, mask.bits, mask.plan if groups == 1 else [], stride, padding, dilation, groups
 
 
+# Rows up to which a packed weight is read on CUDA (kDecodeRows in csrc/cuda/masked_linear_decode.h).
+_DECODE_ROWS = 16
+
+
+def _cuda_kernel(
+    ops: Any, direction: str, mask: Mask, about: tuple[Any, ...], dtype: torch.dtype, packed: bool, multiprocessors: int
+) -> str:
+    """The CUDA kernel of a pass and how it cuts the product, by the functions that choose in a call."""
+    if len(mask.shape) == 4:
+        images, kernel, _, _, stride, padding, dilation, groups = about
+        out = mask.shape[0]
+        return ops.masked_conv2d_choice(
+            direction, images, kernel, out, stride, padding, dilation, groups, dtype, multiprocessors
+        )
+    batch = about[0]
+    if packed and direction == "forward" and batch <= _DECODE_ROWS:
+        return "decode"
+    channels = mask.structure == "channels" and mask.density <= COMPACT_DENSITY
+    return ops.masked_linear_choice(direction, batch, *mask.shape, dtype, channels, multiprocessors)
+
+
 def explain(
     layer_or_mask: nn.Module | Mask,
     batch: int = 1,
@@ -162,13 +183,14 @@ def explain(
     layout = (memory_format == torch.channels_last,) if conv else ()
     kernels, estimates = {}, {}
     for direction in ("forward", "input_grad", "weight_grad"):
-        if backend == "cuda" and not conv and not mask.known_full:
+        if backend == "cuda":
             multiprocessors = torch.cuda.get_device_properties(on).multi_processor_count
-            kernels[direction] = torch.ops.maskfuse.masked_linear_choice(
-                direction, batch, *mask.shape, dtype, len(mask.plan) > 2, multiprocessors
+            packed = bool(getattr(layer_or_mask, "_packed", ()))
+            kernels[direction] = (
+                plain
+                if mask.structure == "full"
+                else _cuda_kernel(torch.ops.maskfuse, direction, mask, about, dtype, packed, multiprocessors)
             )
-        elif backend == "cuda":
-            kernels[direction] = plain
         elif backend != "cpu":
             kernels[direction] = f"torch.where and {plain}"
         elif mask.structure == "full" and (conv or LIBRARY_GEMM):

@@ -388,7 +388,7 @@ _planning = threading.Lock()
 _PLANNED = 4096
 
 # Active share of the weights up to which a product of whole channels runs on the active ones alone.
-_COMPACT_DENSITY = 0.8
+COMPACT_DENSITY = 0.8
 
 
 def _make_plan(mask: Mask) -> list[Tensor]:
@@ -400,7 +400,7 @@ def _make_plan(mask: Mask) -> list[Tensor]:
     if mask.device.type == "cuda" and cuda_reason is None:
         with torch.inference_mode(False):
             plan = torch.ops.maskfuse.mask_lists(mask.bits, columns, max(1, math.prod(mask.shape[2:])))
-            if len(mask.shape) == 2 and mask.structure == "channels" and mask.density <= _COMPACT_DENSITY:
+            if len(mask.shape) == 2 and mask.structure == "channels" and mask.density <= COMPACT_DENSITY:
                 plan += [t.to(mask.device) for t in mask.active_channels()]
             return plan
     if mask.device.type != "cpu":
