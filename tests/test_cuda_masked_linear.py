@@ -214,8 +214,8 @@ def test_packed_weight(machine, shape, dtype, density):
 
 @each_machine
 def test_choice_of_kernel(machine):
-    def choice(direction, batch, out, inp, dtype, channels=False):
-        return machine.ops.masked_linear_choice(direction, batch, out, inp, dtype, channels, 132)
+    def choice(direction, batch, out, inp, dtype, channels=False, capability=80):
+        return machine.ops.masked_linear_choice(direction, batch, out, inp, dtype, channels, 132, capability)
 
     half = torch.bfloat16
     assert choice("forward", 8192, 4096, 4096, half) == "product 128x128"
@@ -225,6 +225,14 @@ def test_choice_of_kernel(machine):
     assert choice("input_grad", 4096, 4096, 4096, torch.float32) == "element"
     assert choice("weight_grad", 256, 64, 64, half, channels=True) == "library"
     assert choice("weight_grad", 255, 64, 64, half, channels=True) == "product 64x64"
+    # Hopper's: whole tiles, half types and aligned rows only, on that capability only.
+    assert choice("forward", 8192, 4096, 4096, half, capability=90) == "product_sm90 256x128"
+    assert choice("weight_grad", 1024, 4096, 4096, torch.float16, capability=90) == "product_sm90 256x128"
+    assert choice("input_grad", 512, 4096, 4096, half, capability=90) == "product_sm90 128x128"
+    assert choice("forward", 16, 4096, 4096, half, capability=90) == "product 64x64 in 4 parts"
+    assert choice("forward", 8192, 4096, 4097, half, capability=90) == "product 128x128"
+    assert choice("forward", 8192, 4096, 4096, half, capability=100) == "product 128x128"
+    assert choice("forward", 8192, 4096, 4096, torch.float32, capability=90) == "element"
     with pytest.raises(RuntimeError, match="direction must be forward, input_grad or weight_grad, got back"):
         choice("back", 1, 1, 1, half)
 
@@ -232,7 +240,7 @@ def test_choice_of_kernel(machine):
 @each_machine
 def test_explained_kernels(machine):
     def explained(direction, mask, batch, packed=False):
-        return _cuda_kernel(machine.ops, direction, mask, (batch,), torch.bfloat16, packed, 132)
+        return _cuda_kernel(machine.ops, direction, mask, (batch,), torch.bfloat16, packed, (132, 80))
 
     unstructured, channels = Mask.random((128, 256), 0.5), Mask.channels((128, 256), torch.arange(64))
     assert explained("forward", unstructured, 16, packed=True) == "decode"
@@ -241,7 +249,7 @@ def test_explained_kernels(machine):
     assert explained("forward", channels, 256) == "library" and explained("forward", channels, 8) != "library"
     conv = Mask.random((8, 4, 3, 3), 0.5)
     about = ([2, 4, 9, 9], [3, 3], conv.bits, [], [1, 1], [1, 1], [1, 1], 1)
-    assert _cuda_kernel(machine.ops, "forward", conv, about, torch.float32, False, 132) == "element in 2 parts"
+    assert _cuda_kernel(machine.ops, "forward", conv, about, torch.float32, False, (132, 80)) == "element in 2 parts"
 
 
 @each_machine

@@ -56,11 +56,29 @@ __device__ __forceinline__ char* shared_memory() {
 #endif
 }
 
+// Its bytes, counted from the beginning of the block's.
+__device__ __forceinline__ uint32_t shared_address(const void* shared) {
+#ifdef MASKFUSE_SIMT
+  return (uint32_t)((const char*)shared - (const char*)simt::shared());
+#else
+  return (uint32_t)__cvta_generic_to_shared(shared);
+#endif
+}
+
 __device__ __forceinline__ void sync_block() {
 #ifdef MASKFUSE_SIMT
   simt::barrier();
 #else
   __syncthreads();
+#endif
+}
+
+// The `threads` of a part of the block, whole warps, meet; parts have barriers of their own, 1 to 15.
+__device__ __forceinline__ void sync_part(int barrier, int threads) {
+#ifdef MASKFUSE_SIMT
+  simt::part_barrier(barrier, threads);
+#else
+  asm volatile("bar.sync %0, %1;\n" ::"r"(barrier), "r"(threads) : "memory");
 #endif
 }
 

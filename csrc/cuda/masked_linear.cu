@@ -12,12 +12,36 @@ const char* kernel_name(LinearKernel kernel) {
       return "element";
     case LinearKernel::product:
       return "product";
+    case LinearKernel::product_sm90:
+      return "product_sm90";
     case LinearKernel::decode:
       return "decode";
     default:
       return "library";
   }
 }
+
+namespace {
+
+// Hopper's kernel, where it is estimated to be faster; not yet measured. Its tiles are large and whole, so the last
+// round of them may leave most of the device idle, where product.h cuts small ones, and the depth. mma.sync does three
+// fifths of what wgmma does on such a device.
+bool choose_sm90(const MaskedGemm& g, const Device& device, LinearChoice* choice) {
+  if (device.capability != 90 || !masked_linear_sm90_takes(g)) return false;
+  constexpr double kPortableRate = 0.6;
+  const double whole = (double)(g.m * g.n) / (kListed * kListed);  // in the smaller tiles
+  double best = whole / kPortableRate / device.multiprocessors;
+  for (bool large : {false, true}) {
+    const int64_t tiles = masked_linear_sm90_tiles(g, large);
+    const double rounds = (double)((large ? 2 : 1) * ceil_div(tiles, device.multiprocessors));
+    if (rounds > best) continue;
+    const int64_t blocks = tiles < device.multiprocessors ? tiles : device.multiprocessors;
+    best = rounds, *choice = {LinearKernel::product_sm90, large, 1, 0, {}, (int)blocks};
+  }
+  return choice->kernel == LinearKernel::product_sm90;
+}
+
+}  // namespace
 
 LinearChoice choose(const MaskedGemm& g, const Device& device) {
   if (g.tiles && g.pass == Pass::forward && g.m <= kDecodeRows) {
@@ -33,6 +57,8 @@ LinearChoice choose(const MaskedGemm& g, const Device& device) {
     const int splits = element_splits(g.m, g.n, depth_blocks, 1, element, device.multiprocessors);
     return {LinearKernel::element, false, splits, splits > 1 ? splits * g.m * g.n * element : 0, {}};
   }
+  LinearChoice hopper{};
+  if (choose_sm90(g, device, &hopper)) return hopper;
   const ProductCut cut = cut_product(g.m, g.n, depth_blocks, 1, device.multiprocessors);
   return {LinearKernel::product, cut.large, cut.splits, partial_floats(cut, g.m, g.n) * 4, {}};
 }
@@ -45,6 +71,8 @@ cudaError_t masked_linear(const MaskedGemm& g, const LinearChoice& choice, void*
       return masked_linear_element(g, choice.splits, workspace, stream);
     case LinearKernel::product:
       return masked_linear_product(g, choice, (float*)workspace, stream);
+    case LinearKernel::product_sm90:
+      return masked_linear_sm90(g, choice, stream);
     case LinearKernel::library:
       return cudaErrorInvalidValue;
     default:

@@ -8,30 +8,35 @@ namespace maskfuse::cuda {
 
 struct MaskedGemm : maskfuse::MaskedGemm {
   // The blocks of 64 of the depth that hold active weights, for each 128 rows of the result's columns: mask_lists.h. Of
-  // the mask for forward, of its transpose for input_grad; null: all are visited.
+  // the mask for forward and weight_grad, of its transpose for input_grad; null: all are visited.
   const int32_t* lists;
   const PackedTiles* tiles;  // the weight packed, or null; forward
   bool channels;             // whoever runs the problem knows which whole rows and columns of the weight are active
 };
 
-// What choices depend on: multiprocessors, and the shared memory that a block may ask for.
-using Device = DecodeDevice;
+// What choices depend on: multiprocessors, the shared memory that a block may ask for, and the compute capability, ten
+// times.
+struct Device : DecodeDevice {
+  int capability;
+};
 
 enum class LinearKernel {
-  naive,    // a thread an element of the result, one loop: any type, the one to read first
-  element,  // float32 and float64: register tiles of single elements (element_product.h)
-  product,  // half types: tensor cores (product.h)
-  decode,   // forward of few rows with a packed weight: masked_linear_decode.h
-  library,  // torch's product of the active rows and columns: the caller runs it
+  naive,         // a thread an element of the result, one loop: any type, the one to read first
+  element,       // float32 and float64: register tiles of single elements (element_product.h)
+  product,       // half types: tensor cores (product.h)
+  product_sm90,  // half types under bits on Hopper (product_sm90.h)
+  decode,        // forward of few rows with a packed weight: masked_linear_decode.h
+  library,       // torch's product of the active rows and columns: the caller runs it
 };
 const char* kernel_name(LinearKernel kernel);
 
 struct LinearChoice {
   LinearKernel kernel;
-  bool large;  // product: tiles of 128 x 128, else of 64 x 64
+  bool large;  // product: tiles of 128 x 128, else of 64 x 64; product_sm90: of 256 x 128, else of 128 x 128
   int splits;  // parts of the depth, whose sums are added behind them
   int64_t workspace_bytes;
   DecodePlan decode;
+  int blocks = 0;  // product_sm90: that share the tiles
 };
 
 // The kernel and how it is cut, from sizes and type alone, and of a packed weight its longest slab.
@@ -45,5 +50,10 @@ cudaError_t masked_linear_naive(const MaskedGemm& problem, cudaStream_t stream);
 cudaError_t masked_linear_element(const MaskedGemm& problem, int splits, void* partial, cudaStream_t stream);
 cudaError_t masked_linear_product(const MaskedGemm& problem, const LinearChoice& choice, float* partial,
                                   cudaStream_t stream);
+cudaError_t masked_linear_sm90(const MaskedGemm& problem, const LinearChoice& choice, cudaStream_t stream);
+
+// Whether masked_linear_sm90 takes a problem: half types under bits, operands aligned to 16 bytes; and its tiles.
+bool masked_linear_sm90_takes(const MaskedGemm& problem);
+int64_t masked_linear_sm90_tiles(const MaskedGemm& problem, bool large);
 
 }  // namespace maskfuse::cuda

@@ -1,13 +1,14 @@
 // The dispatcher library of the tests: the ops' CUDA implementations on CPU tensors, as torch.ops.maskfuse_simt.
+#include "../torch/cuda_library.h"
 #include "../torch/schemas.h"
-#include "../torch/tensor.h"
-#include "simt.h"
 
 namespace maskfuse {
 namespace {
 
 void seed(int64_t value) { simt::seed((uint64_t)value); }
 int64_t launches() { return simt::launches(); }
+
+int64_t set_capability(int64_t value) { return simt_capability.exchange((int)value); }
 
 }  // namespace
 }  // namespace maskfuse
@@ -16,9 +17,11 @@ STABLE_TORCH_LIBRARY(maskfuse_simt, m) {
   maskfuse::define_ops(m);
   m.def("seed(int value) -> ()");
   m.def("launches() -> int");
+  m.def("set_capability(int value) -> int");  // ten times; returns the last one
 }
 
 STABLE_TORCH_LIBRARY_IMPL(maskfuse_simt, CompositeExplicitAutograd, m) {
   m.impl("seed", TORCH_BOX(&maskfuse::seed));
   m.impl("launches", TORCH_BOX(&maskfuse::launches));
+  m.impl("set_capability", TORCH_BOX(&maskfuse::set_capability));
 }

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <deque>
 #include <exception>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <numeric>
@@ -47,6 +48,7 @@ namespace {
 constexpr unsigned kWarp = 32;
 // As a device of compute capability 9.0 has them.
 constexpr unsigned kMostThreads = 1024;
+constexpr int kMostPartBarriers = 15;
 constexpr size_t kMostShared = 227 << 10;
 
 struct Copy {
@@ -60,7 +62,7 @@ void carry_out(const Copy& copy) {
   std::memset(copy.to + copy.bytes, 0, (size_t)(16 - copy.bytes));
 }
 
-enum class State { ready, at_barrier, at_exchange, ended };
+enum class State { ready, at_barrier, at_exchange, waiting, at_part_barrier, ended };
 
 struct Thread {
   Stack stack;
@@ -71,6 +73,14 @@ struct Thread {
   void (*all)(void* const*) = nullptr;
   std::deque<std::vector<Copy>> groups;  // committed
   std::vector<Copy> open;
+  std::function<bool()> ready;
+  int part_id = 0, part_threads = 0;
+};
+
+using Work = std::function<void()>;
+struct Warp {
+  std::deque<std::vector<Work>> groups;
+  std::vector<Work> open;
 };
 
 // One launch at a time, on the thread that asked for it.
@@ -84,6 +94,9 @@ struct Machine {
   std::unique_ptr<char[]> shared_storage;
   char* shared = nullptr;
   bool late_copies = false;
+  std::vector<Warp> warps;
+  unsigned warp = 0;  // that runs
+  std::vector<Work> background;
   std::exception_ptr failure;  // of a thread, which cannot throw over its own stack's end
   std::mt19937_64 random{1};
   int64_t launches = 0;
@@ -122,29 +135,36 @@ void begin(Thread& thread, dim3 index) {
   thread.stack.begin(entry);
 }
 
-[[noreturn]] void stuck(const char* what) {
-  std::string text = std::string("a block of a kernel cannot go on: ") + what + " (block " +
-                     std::to_string(blockIdx.x) + ", " + std::to_string(blockIdx.y) + ", " +
-                     std::to_string(blockIdx.z) + ")";
-  int64_t at[4] = {};
-  for (unsigned i = 0; i < machine.count; ++i) ++at[(int)machine.threads[i]->state];
-  throw std::runtime_error(text + "; " + std::to_string(at[1]) + " threads at a barrier, " + std::to_string(at[2]) +
-                           " in a warp's operation, " + std::to_string(at[3]) + " ended");
+int64_t threads_in(State state) {
+  int64_t count = 0;
+  for (unsigned i = 0; i < machine.count; ++i) count += machine.threads[i]->state == state;
+  return count;
 }
 
-// Runs a warp until each of its threads has ended or is at the barrier.
-void run_warp(unsigned warp) {
+[[noreturn]] void stuck(const char* what) {
+  const auto at = [](State state) { return std::to_string(threads_in(state)); };
+  throw std::runtime_error(
+      std::string("a block of a kernel cannot go on: ") + what + " (block " + std::to_string(blockIdx.x) + ", " +
+      std::to_string(blockIdx.y) + ", " + std::to_string(blockIdx.z) + "); " + at(State::at_barrier) +
+      " threads at a barrier, " + at(State::at_part_barrier) + " at one of a part, " + at(State::at_exchange) +
+      " in a warp's operation, " + at(State::waiting) + " waiting, " + at(State::ended) + " ended");
+}
+
+// Runs a warp until each of its threads has ended or waits for other warps; false where none could move.
+bool run_warp(unsigned warp) {
   std::unique_ptr<Thread>* const lanes = machine.threads.data() + warp * kWarp;
+  machine.warp = warp;
   unsigned order[kWarp];
   std::iota(order, order + kWarp, 0u);
   std::shuffle(order, order + kWarp, machine.random);
-  while (true) {
-    for (unsigned lane : order)
-      if (lanes[lane]->state == State::ready) resume(*lanes[lane]);
+  for (bool moved = false;;) {
+    for (unsigned lane : order) {
+      Thread& thread = *lanes[lane];
+      if (thread.state == State::waiting && thread.ready()) thread.state = State::ready;
+      if (thread.state == State::ready) resume(thread), moved = true;
+    }
     const auto waits = [](const std::unique_ptr<Thread>& t) { return t->state == State::at_exchange; };
-    const auto waiting = std::count_if(lanes, lanes + kWarp, waits);
-    if (waiting == 0) return;
-    if (waiting < kWarp) stuck("not every lane of a warp comes to its operation");
+    if (std::count_if(lanes, lanes + kWarp, waits) < kWarp) return moved;
     void* records[kWarp];
     for (unsigned i = 0; i < kWarp; ++i) {
       if (lanes[i]->all != lanes[0]->all || std::strcmp(lanes[i]->name, lanes[0]->name) != 0)
@@ -156,23 +176,66 @@ void run_warp(unsigned warp) {
   }
 }
 
+// One piece of work in the background, if there is any.
+bool run_background() {
+  if (machine.background.empty()) return false;
+  std::swap(machine.background[machine.random() % machine.background.size()], machine.background.back());
+  const Work work = std::move(machine.background.back());
+  machine.background.pop_back();
+  work();
+  return true;
+}
+
+// Frees the threads of barriers of parts that have all their threads.
+bool open_part_barriers() {
+  bool opened = false;
+  for (int id = 1; id <= kMostPartBarriers; ++id) {
+    std::vector<Thread*> here;
+    for (unsigned i = 0; i < machine.count; ++i) {
+      Thread& thread = *machine.threads[i];
+      if (thread.state == State::at_part_barrier && thread.part_id == id) here.push_back(&thread);
+    }
+    if (here.empty() || (int)here.size() < here[0]->part_threads) continue;
+    for (Thread* thread : here) {
+      if (thread->part_threads != (int)here.size()) stuck("threads come to a barrier of a part with other numbers");
+      thread->state = State::ready;
+    }
+    opened = true;
+  }
+  return opened;
+}
+
+const char* why_stuck() {
+  if (threads_in(State::at_exchange) > 0) return "not every lane of a warp comes to its operation";
+  if (threads_in(State::waiting) > 0) return "what threads wait for does not come";
+  if (threads_in(State::at_part_barrier) > 0) return "not every thread of a part comes to its barrier";
+  return "threads ended before a barrier that others wait at";
+}
+
 void run_block(dim3 block) {
   unsigned i = 0;
   for (unsigned z = 0; z < block.z; ++z)
     for (unsigned y = 0; y < block.y; ++y)
       for (unsigned x = 0; x < block.x; ++x) begin(*machine.threads[i++], {x, y, z});
   machine.late_copies = machine.random() & 1;
+  machine.warps.assign(machine.count / kWarp, {});
+  machine.background.clear();
   std::vector<unsigned> warps(machine.count / kWarp);
   std::iota(warps.begin(), warps.end(), 0u);
   while (true) {
     std::shuffle(warps.begin(), warps.end(), machine.random);
-    for (unsigned warp : warps) run_warp(warp);
-    unsigned ended = 0;
-    for (i = 0; i < machine.count; ++i) ended += machine.threads[i]->state == State::ended;
-    if (ended == machine.count) return;
-    if (ended > 0) stuck("threads ended before a barrier that others wait at");
-    for (i = 0; i < machine.count; ++i) machine.threads[i]->state = State::ready;
+    bool moved = false;
+    for (unsigned warp : warps) moved = run_warp(warp) || moved;
+    if (!moved || machine.random() & 1) moved = run_background() || moved;
+    moved = open_part_barriers() || moved;
+    if (threads_in(State::ended) == machine.count) break;
+    if (threads_in(State::at_barrier) == machine.count) {
+      for (i = 0; i < machine.count; ++i) machine.threads[i]->state = State::ready;
+      moved = true;
+    }
+    if (!moved) stuck(why_stuck());
   }
+  if (!machine.background.empty()) stuck("it ends before what it left in the background");
 }
 
 }  // namespace
@@ -242,6 +305,40 @@ void copy_wait(int groups_left) {
   Thread& thread = *machine.running;
   for (; (int)thread.groups.size() > groups_left; thread.groups.pop_front())
     for (const Copy& copy : thread.groups.front()) carry_out(copy);
+}
+
+void wait_until(std::function<bool()> ready) {
+  if (ready()) return;
+  machine.running->ready = std::move(ready);
+  give_way(State::waiting);
+}
+
+void part_barrier(int id, int threads) {
+  if (id < 1 || id > kMostPartBarriers || threads <= 0 || threads % (int)kWarp)
+    throw std::runtime_error("a barrier of a part has a wrong number");
+  machine.running->part_id = id, machine.running->part_threads = threads;
+  give_way(State::at_part_barrier);
+}
+
+void in_background(std::function<void()> work) { machine.background.push_back(std::move(work)); }
+
+void warp_work(std::function<void()> work) {
+  if (machine.late_copies)
+    machine.warps[machine.warp].open.push_back(std::move(work));
+  else
+    work();
+}
+
+void warp_commit() {
+  Warp& warp = machine.warps[machine.warp];
+  warp.groups.push_back(std::move(warp.open));
+  warp.open.clear();
+}
+
+void warp_wait(int groups_left) {
+  Warp& warp = machine.warps[machine.warp];
+  for (; (int)warp.groups.size() > groups_left; warp.groups.pop_front())
+    for (const Work& work : warp.groups.front()) work();
 }
 
 }  // namespace maskfuse::simt

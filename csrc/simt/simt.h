@@ -3,13 +3,16 @@
 //
 // What it is for: everything about a kernel but the silicon. Threads of a block run one at a time, in an order that
 // changes from block to block, and each runs until it meets a barrier or an operation of its whole warp. So it finds
-// barriers that not all threads reach, warp operations that lanes come to apart, copies that are read before they were
-// waited for, wrong fragment layouts; and, under AddressSanitizer, every access outside of an array, shared memory
-// included. What it does not find: races between accesses that no order of whole pieces shows, and slowness.
+// barriers that not all threads reach, warp operations that lanes come to apart, copies and products that are read
+// before they were waited for, wrong fragment layouts; and, under AddressSanitizer, every access outside of an array,
+// shared memory included. What it does not find: races between accesses that no order of whole pieces shows, and
+// slowness.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <stdexcept>
 
 struct dim3 {
   unsigned x, y, z;
@@ -29,6 +32,7 @@ inline const char* cudaGetErrorString(cudaError_t error) {
 #define __device__
 #define __host__
 #define __forceinline__ inline
+#define __grid_constant__
 #define __launch_bounds__(...)
 
 namespace maskfuse::simt {
@@ -58,5 +62,20 @@ void exchange(const char* name, void* mine, void (*all)(void* const* lanes));
 void copy_async(void* to, const void* from, int bytes);
 void copy_commit();
 void copy_wait(int groups_left);
+
+// Lets others run until ready() holds, which they, or work in the background, make true.
+void wait_until(std::function<bool()> ready);
+
+// The threads of a part of the block, whole warps, meet at barrier `id`, 1 to 15: bar.sync.
+void part_barrier(int id, int threads);
+
+// What the device does beside the threads, at a time and in an order of its own.
+void in_background(std::function<void()> work);
+
+// Called by an exchange: work of its warp that is carried out in order, at the latest when a lane of the warp waits for
+// its group. As copy_async's groups otherwise.
+void warp_work(std::function<void()> work);
+void warp_commit();
+void warp_wait(int groups_left);
 
 }  // namespace maskfuse::simt

@@ -98,6 +98,19 @@ inline int64_t block_shared([[maybe_unused]] const Tensor& t) {
 #endif
 }
 
+// Ten times the device's compute capability; of the stand-in, as tests have it.
+#ifdef MASKFUSE_SIMT
+inline std::atomic<int> simt_capability{80};
+#endif
+inline int capability([[maybe_unused]] const Tensor& t) {
+#ifdef MASKFUSE_SIMT
+  return simt_capability;
+#else
+  return 10 * device_attribute<cudaDevAttrComputeCapabilityMajor>(t) +
+         device_attribute<cudaDevAttrComputeCapabilityMinor>(t);
+#endif
+}
+
 // Bytes [at, at + bytes) of a tensor, for the host: waits for the stream.
 inline void read_back(const Tensor& from, int64_t at, int64_t bytes, void* to, [[maybe_unused]] const char* op) {
   const char* const source = (const char*)from.const_data_ptr() + at;

@@ -46,8 +46,7 @@ struct Cuda {
                     plan.size());
     for (const Tensor& t : plan) const OneDevice guard(op, {{&bits, "bits"}, {&t, "plan"}});
     if (has_active(plan)) g.active = active_channels(&plan[kLists], rows, columns, op), g.channels = true;
-    if (g.pass == Pass::weight_grad) return;
-    const bool of_rows = g.pass == Pass::forward;
+    const bool of_rows = g.pass != Pass::input_grad;
     const Tensor& lists = plan[of_rows ? 0 : 1];
     const cuda::ListShape shape =
         of_rows ? cuda::lists_of_rows(rows, 1, columns) : cuda::lists_of_channels(rows, 1, columns);
@@ -83,7 +82,7 @@ struct Cuda {
 
   static void run(Problem& g, const Tensor& out, const char* op) {
     if (g.m == 0 || g.n == 0) return;
-    const cuda::LinearChoice choice = cuda::choose(g, {multiprocessors(out), block_shared(out)});
+    const cuda::LinearChoice choice = cuda::choose(g, {{multiprocessors(out), block_shared(out)}, capability(out)});
     if (choice.kernel == cuda::LinearKernel::library) return run_library(g, *g.active, out, op);
     Tensor workspace;
     if (choice.workspace_bytes > 0)
@@ -126,24 +125,27 @@ std::vector<Tensor> masked_linear_pack(const Tensor& weight, const Tensor& bits,
   return {data, offsets, torch::stable::new_empty(weight, {0, w.rows, w.columns, unit, found[1]})};
 }
 
-// Which kernel runs a product on a device of that many multiprocessors, and how it cuts it, by the function that
-// chooses for real.
+// Which kernel runs a product of contiguous operands under a mask of bits on a device of that many multiprocessors and
+// that compute capability (ten times), and how it cuts it, by the function that chooses for real.
 std::string masked_linear_choice(std::string pass, int64_t batch, int64_t out, int64_t in, ScalarType type,
-                                 bool channels, int64_t multiprocessors) {
+                                 bool channels, int64_t multiprocessors, int64_t capability) {
   constexpr const char* kOp = "masked_linear_choice";
   cuda::MaskedGemm g{};
   g.dtype = dtype_of(type, kOp, "dtype"), g.channels = channels;
   g.pass = pass_of(pass, kOp);
+  g.bits = (const uint32_t*)alignof(uint32_t);  // there are some
+  g.a_ld = g.pass == Pass::forward ? in : out, g.b_ld = in, g.c_ld = g.pass == Pass::forward ? out : in;
   if (g.pass == Pass::forward)
     g.m = batch, g.n = out, g.k = in;
   else if (g.pass == Pass::input_grad)
     g.m = batch, g.n = in, g.k = out;
   else
     g.m = out, g.n = in, g.k = batch;
-  const cuda::LinearChoice choice = cuda::choose(g, {(int)multiprocessors, 0});
-  const bool tiles = choice.kernel == cuda::LinearKernel::product;
-  return describe_choice(cuda::kernel_name(choice.kernel), tiles ? choice.large ? " 128x128" : " 64x64" : "",
-                         choice.splits);
+  const cuda::LinearChoice choice = cuda::choose(g, {{(int)multiprocessors, 0}, (int)capability});
+  const char* tiles = "";
+  if (choice.kernel == cuda::LinearKernel::product) tiles = choice.large ? " 128x128" : " 64x64";
+  if (choice.kernel == cuda::LinearKernel::product_sm90) tiles = choice.large ? " 256x128" : " 128x128";
+  return describe_choice(cuda::kernel_name(choice.kernel), tiles, choice.splits);
 }
 
 // Lists of rows and of channels, and for a convolution the bits by taps, which its kernels read.

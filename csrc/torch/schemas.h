@@ -43,7 +43,7 @@ void define_ops(Library& m) {
   m.def("prefer_masked_linear_kernel(str name) -> ()");
   m.def(
       "masked_linear_choice(str direction, int batch, int out_features, int in_features, ScalarType dtype,"
-      " bool channels, int multiprocessors) -> str");
+      " bool channels, int multiprocessors, int capability) -> str");
 
   m.def(
       "masked_conv2d(Tensor input, Tensor weight, Tensor bits, Tensor[] plan, Tensor? bias, int[] stride,"

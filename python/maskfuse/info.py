@@ -110,20 +110,23 @@ _DECODE_ROWS = 16
 
 
 def _cuda_kernel(
-    ops: Any, direction: str, mask: Mask, about: tuple[Any, ...], dtype: torch.dtype, packed: bool, multiprocessors: int
+    ops: Any, direction: str, mask: Mask, about: tuple[Any, ...], dtype: torch.dtype, packed: bool, gpu: tuple[int, int]
 ) -> str:
-    """The CUDA kernel of a pass and how it cuts the product, by the functions that choose in a call."""
+    """The CUDA kernel of a pass and how it cuts the product, by the functions that choose in a call.
+
+    `gpu` is its number of multiprocessors, and ten times its compute capability.
+    """
     if len(mask.shape) == 4:
         images, kernel, _, _, stride, padding, dilation, groups = about
         out = mask.shape[0]
         return ops.masked_conv2d_choice(
-            direction, images, kernel, out, stride, padding, dilation, groups, dtype, multiprocessors
+            direction, images, kernel, out, stride, padding, dilation, groups, dtype, gpu[0]
         )
     batch = about[0]
     if packed and direction == "forward" and batch <= _DECODE_ROWS:
         return "decode"
     channels = mask.structure == "channels" and mask.density <= COMPACT_DENSITY
-    return ops.masked_linear_choice(direction, batch, *mask.shape, dtype, channels, multiprocessors)
+    return ops.masked_linear_choice(direction, batch, *mask.shape, dtype, channels, *gpu)
 
 
 def explain(
@@ -184,12 +187,13 @@ def explain(
     kernels, estimates = {}, {}
     for direction in ("forward", "input_grad", "weight_grad"):
         if backend == "cuda":
-            multiprocessors = torch.cuda.get_device_properties(on).multi_processor_count
+            found = torch.cuda.get_device_properties(on)
+            gpu = (found.multi_processor_count, 10 * found.major + found.minor)
             packed = bool(getattr(layer_or_mask, "_packed", ()))
             kernels[direction] = (
                 plain
                 if mask.structure == "full"
-                else _cuda_kernel(torch.ops.maskfuse, direction, mask, about, dtype, packed, multiprocessors)
+                else _cuda_kernel(torch.ops.maskfuse, direction, mask, about, dtype, packed, gpu)
             )
         elif backend != "cpu":
             kernels[direction] = f"torch.where and {plain}"
