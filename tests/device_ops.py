@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -48,3 +50,24 @@ def poisoned(machine: SimpleNamespace) -> None:
     """Makes it likely that an element which no kernel writes is a NaN: fills what the allocator hands out next."""
     for size in (1 << 12, 1 << 16, 1 << 20):
         torch.full((size,), float("nan"), device=machine.device)
+
+
+@contextmanager
+def capability(machine: SimpleNamespace, value: int) -> Iterator[None]:
+    """The machine as one of this compute capability, ten times: the stand-in is, a GPU of another one skips."""
+    if machine.name == "cuda":
+        major, minor = torch.cuda.get_device_capability()
+        if 10 * major + minor != value:
+            pytest.skip(f"needs a GPU of compute capability {value / 10}")
+        yield
+        return
+    before = machine.ops.set_capability(value)
+    try:
+        yield
+    finally:
+        machine.ops.set_capability(before)
+
+
+def multiprocessors(machine: SimpleNamespace) -> int:
+    """The stand-in's are those of csrc/torch/cuda_library.h."""
+    return torch.cuda.get_device_properties(0).multi_processor_count if machine.name == "cuda" else 6

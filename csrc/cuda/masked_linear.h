@@ -7,8 +7,9 @@
 namespace maskfuse::cuda {
 
 struct MaskedGemm : maskfuse::MaskedGemm {
-  // The blocks of 64 of the depth that hold active weights, for each 128 rows of the result's columns: mask_lists.h. Of
-  // the mask for forward and weight_grad, of its transpose for input_grad; null: all are visited.
+  // The blocks of 64 of the depth that hold active weights, for each 128 of the result's columns: mask_lists.h. Of the
+  // mask for forward, of its transpose for input_grad. For weight_grad the mask's again, which are blocks of the
+  // result. Null: all are visited.
   const int32_t* lists;
   const PackedTiles* tiles;  // the weight packed, or null; forward
   bool channels;             // whoever runs the problem knows which whole rows and columns of the weight are active

@@ -7,9 +7,8 @@ namespace {
 
 template <class T>
 cudaError_t run(const MaskedGemm& g, int splits, void* partial, cudaStream_t stream) {
-  const DepthBlocks depth{ceil_div(g.k, kDepth), g.lists, false};
   return with_operands<T>(g, [&](const auto& left, const auto& right) {
-    return launch_element_product<T>(left, right, result_of<T>(g), g.m, g.n, depth, splits, 1, partial, stream);
+    return launch_element_product<T>(left, right, result_of<T>(g), g.m, g.n, depth_of(g), splits, 1, partial, stream);
   });
 }
 

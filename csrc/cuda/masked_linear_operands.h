@@ -40,6 +40,11 @@ MatrixResult<T> result_of(const MaskedGemm& g) {
   return result;
 }
 
+// The blocks of the depth. Those of weight_grad are rows of A and B, of which no mask says anything.
+inline DepthBlocks depth_of(const MaskedGemm& g) {
+  return {ceil_div(g.k, kDepth), g.pass == Pass::weight_grad ? nullptr : g.lists, false};
+}
+
 // Calls go(A, B) with the sources of a problem's operands.
 template <class T, class Go>
 cudaError_t with_operands(const MaskedGemm& g, const Go& go) {

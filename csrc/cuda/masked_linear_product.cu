@@ -7,9 +7,8 @@ namespace {
 template <class T>
 cudaError_t run(const MaskedGemm& g, const LinearChoice& choice, float* partial, cudaStream_t stream) {
   const ProductCut cut{choice.large, choice.splits, 1};
-  const DepthBlocks depth{ceil_div(g.k, kDepth), g.pass == Pass::weight_grad ? nullptr : g.lists, false};
   return with_operands<T>(g, [&](const auto& left, const auto& right) {
-    return launch_product<T>(left, right, result_of<T>(g), g.m, g.n, depth, cut, partial, stream);
+    return launch_product<T>(left, right, result_of<T>(g), g.m, g.n, depth_of(g), cut, partial, stream);
   });
 }
 

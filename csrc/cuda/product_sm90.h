@@ -12,6 +12,7 @@
 // `empty`, and read when `full` has its bytes.
 #pragma once
 
+#include "../cpu/masked_linear.h"
 #include "mask_fragments.h"
 #include "ptx_group_mma.h"
 #include "ptx_registers.h"

@@ -75,6 +75,7 @@ class SharedBarrier {
     state_.bytes_and_parity += 2 * bytes;
     --state_.missing;
     turn();
+    simt::pause();  // what follows may come after what others do now
   }
   void turn() {
     if (state_.missing > 0 || state_.bytes_and_parity >> 1 != 0) return;

@@ -313,6 +313,10 @@ void wait_until(std::function<bool()> ready) {
   give_way(State::waiting);
 }
 
+void pause() {
+  for (auto turns = machine.random() % 4; turns > 0; --turns) give_way(State::ready);
+}
+
 void part_barrier(int id, int threads) {
   if (id < 1 || id > kMostPartBarriers || threads <= 0 || threads % (int)kWarp)
     throw std::runtime_error("a barrier of a part has a wrong number");

@@ -66,6 +66,9 @@ void copy_wait(int groups_left);
 // Lets others run until ready() holds, which they, or work in the background, make true.
 void wait_until(std::function<bool()> ready);
 
+// Lets others run for a while.
+void pause();
+
 // The threads of a part of the block, whole warps, meet at barrier `id`, 1 to 15: bar.sync.
 void part_barrier(int id, int threads);
 

@@ -51,6 +51,16 @@ Lists lists_of(const std::vector<uint32_t>& by_taps, int64_t rows, int64_t taps,
 
 double sigmoid_of(double x) { return 1 / (1 + std::exp(-x)); }
 
+// Bits of which most blocks of 128 x 64 are empty: squares of 128 by turns, and of the others one column in three.
+std::vector<uint32_t> blocky_bits(int64_t rows, int64_t columns) {
+  std::vector<uint32_t> bits = random_bits(rows, columns, 0.4);
+  const int64_t words = mask_words(columns);
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t w = 0; w < words; ++w)
+      if ((r / 128 + w / 4) % 2 || w / 2 % 3 == 1) bits[r * words + w] = 0;
+  return bits;
+}
+
 // One pass of a linear layer of `out` x `in` weights by one kernel. `pad`: elements between rows.
 void linear(Pass pass, Dtype dtype, Mask mask, int64_t batch, int64_t out, int64_t in, int64_t pad,
             const cuda::LinearChoice& choice, bool with_lists) {
@@ -58,7 +68,7 @@ void linear(Pass pass, Dtype dtype, Mask mask, int64_t batch, int64_t out, int64
   g.pass = pass, g.dtype = dtype;
   Matrix x(dtype, batch, in, pad), dy(dtype, batch, out, pad), w(dtype, out, in, pad), soft(dtype, out, in, pad),
       bias(dtype, 1, out);
-  const std::vector<uint32_t> bits = random_bits(out, in, 0.4);
+  const std::vector<uint32_t> bits = with_lists ? blocky_bits(out, in) : random_bits(out, in, 0.4);
   const int64_t words = mask_words(in);
   const auto factor = [&](int64_t o, int64_t i) {
     const double s = soft.values[o * in + i];
@@ -76,8 +86,7 @@ void linear(Pass pass, Dtype dtype, Mask mask, int64_t batch, int64_t out, int64
     g.factor = soft.bytes.data(), g.factor_ld = soft.ld, g.gate = mask == Mask::gate;
   }
   const Lists lists = lists_of(bits, out, 1, in);
-  if (with_lists && pass != Pass::weight_grad)
-    g.lists = pass == Pass::forward ? lists.of_rows.data() : lists.of_channels.data();
+  if (with_lists) g.lists = pass == Pass::input_grad ? lists.of_channels.data() : lists.of_rows.data();
 
   std::vector<double> want, want_scores;
   switch (pass) {
@@ -156,6 +165,20 @@ void linear_layers() {
             with_lists = !with_lists;
           }
         }
+}
+
+// Hopper's kernel, with tiles that a block takes one after another or has to itself, stages that come round again, and
+// operands that end within tiles, boxes and words.
+void hopper() {
+  const struct {
+    int64_t batch, out, in, pad;
+  } shapes[] = {{8, 8, 8, 0}, {140, 136, 200, 8}, {300, 264, 72, 0}, {40, 520, 600, 0}};
+  for (const auto& s : shapes)
+    for (Dtype dtype : {Dtype::bf16, Dtype::f16})
+      for (Pass pass : {Pass::forward, Pass::input_grad, Pass::weight_grad})
+        for (const auto& [large, blocks] : {std::pair{true, 1}, {true, 200}, {false, 3}})
+          linear(pass, dtype, Mask::bits, s.batch, s.out, s.in, s.pad,
+                 {LinearKernel::product_sm90, large, 1, 0, {}, blocks}, blocks != 1);
 }
 
 // One pass of a convolution by one kernel, with channels innermost in images and weight.
@@ -239,6 +262,7 @@ int main() {
   for (uint64_t seed : {1, 2}) {
     simt::seed(seed);
     linear_layers();
+    hopper();
     convolutions();
   }
   return report("cuda_products");
