@@ -281,6 +281,28 @@ def test_active_channels_alone(machine, dtype, rows, columns):
 
 
 @each_machine
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_autocast_does_not_reach_the_library(machine, dtype):
+    """An op's result has its operands' dtype, whatever torch's own products are cast to where it is called."""
+    shape = (256, 70, 45)
+    x, w, dy, b = operands(shape, dtype)
+    mask = Mask.channels((45, 70), torch.arange(0, 45, 3), torch.arange(0, 70, 2))
+    effective = torch.where(mask.dense(), w, torch.zeros((), dtype=dtype))
+    bits = mask.bits.to(machine.device)
+    plan = [*machine.ops.mask_lists(bits, 70, 1), *(t.to(machine.device) for t in mask.active_channels())]
+    xd, wd, dyd, bd = on(machine, x, w, dy, b)
+    with torch.autocast(machine.device, dtype=torch.bfloat16):
+        y = machine.ops.masked_linear(xd, wd, bits, plan, bd)
+        unbiased = machine.ops.masked_linear(xd, wd, bits, plan, None)
+        dx = machine.ops.masked_linear_input_grad(dyd, wd, bits, plan)
+        dw = machine.ops.masked_linear_weight_grad(dyd, xd, bits, plan)
+    check(y, x, effective, dtype, bias=b)
+    check(unbiased, x, effective, dtype)
+    check(dx, dy, effective.T, dtype)
+    check(dw, dy.T, x.T, dtype, factor=mask.dense())
+
+
+@each_machine
 def test_bad_input(machine):
     def zeros(*shape, dtype=torch.float32):
         return torch.zeros(shape, dtype=dtype, device=machine.device)

@@ -24,17 +24,17 @@ class Compact {
         if (g.bias) bias = torch::stable::view(gathered(g.bias, g.n, 1, g.n, nullptr, &active.rows), {-1});
         const Tensor x = gathered(g.a, g.a_ld, g.m, g.k, nullptr, &active.columns);
         const Tensor w = gathered(g.b, g.b_ld, g.n, g.k, &active.rows, &active.columns);
-        return scatter(linear(x, w, bias), active.row_places, g.bias);
+        return scatter(multiply(x, w, bias), active.row_places, g.bias);
       }
       case Pass::input_grad: {
         const Tensor dy = gathered(g.a, g.a_ld, g.m, g.k, nullptr, &active.rows);
         const Tensor w = gathered(g.b, g.b_ld, g.k, g.n, &active.rows, &active.columns);
-        return scatter(mm(dy, w), active.column_places, nullptr);
+        return scatter(multiply(dy, torch::stable::transpose(w, 0, 1), {}), active.column_places, nullptr);
       }
       default: {
         const Tensor dy = gathered(g.a, g.a_ld, g.k, g.m, nullptr, &active.rows);
         const Tensor x = gathered(g.b, g.b_ld, g.k, g.n, nullptr, &active.columns);
-        const Tensor dw = mm(torch::stable::transpose(dy, 0, 1), x);
+        const Tensor dw = multiply(torch::stable::transpose(dy, 0, 1), torch::stable::transpose(x, 0, 1), {});
         return copy(dw.const_data_ptr(), dw.size(1), dw.size(0), dw.size(1), g.c, g.m, g.n, &active.row_places,
                     &active.column_places);
       }
@@ -78,17 +78,16 @@ class Compact {
                  op);
   }
 
-  static Tensor linear(const Tensor& x, const Tensor& w, const std::optional<Tensor>& bias) {
+  // a b^T + bias by the library, into a result of the operands' dtype: autocast, where the caller has it on, casts the
+  // operands of the overloads without `out`. All are tensors made here, so that nothing is recorded for gradients.
+  Tensor multiply(const Tensor& a, const Tensor& b, const std::optional<Tensor>& bias) const {
     using torch::stable::detail::from;
-    StableIValue stack[] = {from(x), from(w), from(bias)};
-    TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linear", "", stack, TORCH_ABI_VERSION));
-    return as_contiguous(torch::stable::detail::to<Tensor>(stack[0]));
-  }
-  static Tensor mm(const Tensor& a, const Tensor& b) {
-    using torch::stable::detail::from;
-    StableIValue stack[] = {from(a), from(b)};
-    TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "", stack, TORCH_ABI_VERSION));
-    return as_contiguous(torch::stable::detail::to<Tensor>(stack[0]));
+    const int64_t sizes[] = {a.size(0), b.size(0)};
+    StableIValue stack[] = {from(a), from(b), from(bias), from(new_tensor(like, sizes, 2))};
+    TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linear", "out", stack, TORCH_ABI_VERSION));
+    const Tensor result = torch::stable::detail::to<Tensor>(stack[0]);
+    check_same_dtype(result, "the library's product", like, "its operands", op);
+    return result;
   }
 };
 
