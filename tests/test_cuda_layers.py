@@ -98,6 +98,14 @@ def test_compiled(make):
     torch.testing.assert_close(torch.compile(layer, fullgraph=True)(x.cuda()), want)
 
 
+def test_compiled_chain_through_one_channel():
+    shapes = [(1, 16, 3, 3), (16, 1, 3, 3)]
+    layers = [maskfuse.nn.MaskedConv2d(s[1], s[0], 3, padding=1, mask=Mask.random(s, 0.5)) for s in shapes]
+    model = torch.nn.Sequential(*layers).cuda()
+    x = torch.randn(2, 16, 6, 5, device="cuda")
+    torch.testing.assert_close(torch.compile(model, fullgraph=True)(x), model(x))
+
+
 def test_packed_layer():
     layer, x = linear(torch.bfloat16)
     layer.cuda().eval()

@@ -9,6 +9,8 @@ import torch
 from conftest import DTYPES, assert_sums_close
 from device_ops import each_machine, poisoned
 from maskfuse import Mask
+from maskfuse.ops.masked_conv2d import image_like
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input, conv2d_weight
 
@@ -113,6 +115,49 @@ def test_strided_images_and_channels_last_weights(machine, dtype):
     for weight in (w, w.contiguous(memory_format=torch.channels_last)):
         y = machine.ops.masked_conv2d(strided, weight.to(machine.device), bits, [], None, *conv.geometry)
         assert_sums_close(y.cpu(), want, magnitude, dtype, 91)
+
+
+@each_machine
+@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+@pytest.mark.parametrize("size", [(6, 5), (1, 5), (6, 1), (1, 1)], ids=str)
+@pytest.mark.parametrize("out", [0, 1, 6])
+@pytest.mark.parametrize("inp", [0, 1, 6])
+@pytest.mark.parametrize("batch", [0, 1, 3])
+def test_strides_are_those_that_traced_code_is_told(machine, batch, inp, out, size, memory_format):
+    def image(channels):
+        return torch.randn(batch, channels, *size, device=machine.device).contiguous(memory_format=memory_format)
+
+    w = torch.randn(out, inp, 3, 3, device=machine.device)
+    bits = Mask.full(w.shape).bits.to(machine.device)
+    geometry = ([1, 1], [1, 1], [1, 1], 1)
+    x, dy = image(inp), image(out)
+    y = machine.ops.masked_conv2d(x, w, bits, [], None, *geometry)
+    assert y.shape == dy.shape and y.stride() == image_like(x, dy.shape).stride()
+    dx = machine.ops.masked_conv2d_input_grad(dy, w, bits, [], list(size), *geometry)
+    assert dx.shape == x.shape and dx.stride() == image_like(dy, x.shape).stride()
+
+
+@each_machine
+@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+@pytest.mark.parametrize("size", [(6, 5), (1, 1)], ids=str)
+def test_strides_of_a_chain(machine, size, memory_format):
+    """A single channel, or a single pixel, between two convolutions: both memory formats fit it."""
+    x = torch.randn(2, 16, *size, device=machine.device).contiguous(memory_format=memory_format)
+    weights = [torch.randn(shape, device=machine.device) for shape in ((1, 16, 3, 3), (16, 1, 3, 3))]
+    bits = [Mask.full(w.shape).bits.to(machine.device) for w in weights]
+
+    def strides(ops, x, weights, bits):
+        found = []
+        for w, b in zip(weights, bits, strict=True):
+            x = ops.masked_conv2d(x, w, b, [], None, [1, 1], [1, 1], [1, 1], 1)
+            found.append(x.stride())
+        return found
+
+    with FakeTensorMode() as mode:
+        told = strides(
+            torch.ops.maskfuse, mode.from_tensor(x), *([mode.from_tensor(t) for t in ts] for ts in (weights, bits))
+        )
+    assert strides(machine.ops, x, weights, bits) == told
 
 
 @each_machine

@@ -11,24 +11,19 @@ namespace {
 
 using torch::headeronly::MemoryFormat;
 
-// The tensor itself where its channels are innermost and nothing lies between its elements; else a copy that is so.
-Tensor channels_innermost(const Tensor& t) {
+// Whether channels are innermost and nothing lies between elements.
+bool has_channels_innermost(const Tensor& t) {
   int64_t step = 1;
   for (int64_t d : {1, 3, 2, 0}) {
-    if (t.size(d) != 1 && t.stride(d) != step) return torch::stable::contiguous(t, MemoryFormat::ChannelsLast);
+    if (t.size(d) != 1 && t.stride(d) != step) return false;
     step *= t.size(d);
   }
-  return t;
+  return true;
 }
 
-Tensor new_channels_last(const Tensor& like, int64_t n, int64_t c, int64_t h, int64_t w) {
-  const int64_t sizes[] = {n, c, h, w}, strides[] = {h * w * c, 1, w * c, c};
-  return new_strided(like, sizes, strides, 4);
-}
-
-// In the memory format of `like`.
-Tensor as_laid_out(const Tensor& image, const Tensor& like) {
-  return is_channels_last(like) ? image : torch::stable::contiguous(image, MemoryFormat::Contiguous);
+// The tensor itself where it lies so, else a copy.
+Tensor channels_innermost(const Tensor& t) {
+  return has_channels_innermost(t) ? t : torch::stable::contiguous(t, MemoryFormat::ChannelsLast);
 }
 
 struct Operands {
@@ -81,6 +76,20 @@ void run(const cuda::MaskedConv& c, const Tensor& out, const char* op) {
                op);
 }
 
+// Runs a pass whose result is an image of [channels, height, width], in the memory format of `like`. Strides are those
+// of that format also where one channel or one pixel makes both lie alike: traced code was told them.
+Tensor run_to_image(cuda::MaskedConv& c, const Tensor& like, int64_t channels, int64_t height, int64_t width,
+                    const char* op) {
+  Tensor image = empty_image(like, c.shape.batch, channels, height, width);
+  if (image.numel() == 0) return image;
+  const bool in_place = has_channels_innermost(image);
+  Tensor written = in_place ? image : new_channels_last(like, c.shape.batch, channels, height, width);
+  c.result = written.mutable_data_ptr();
+  run(c, image, op);
+  if (!in_place) torch::stable::copy_(image, written);
+  return image;
+}
+
 Tensor masked_conv2d(const Tensor& input, const Tensor& weight, const Tensor& bits, const std::vector<Tensor>& plan,
                      const std::optional<Tensor>& bias, Ints stride, Ints padding, Ints dilation, int64_t groups) {
   constexpr const char* kOp = "masked_conv2d";
@@ -94,10 +103,7 @@ Tensor masked_conv2d(const Tensor& input, const Tensor& weight, const Tensor& bi
   const Tensor x = channels_innermost(input), w = channels_innermost(weight);
   c.input = x.const_data_ptr(), c.weight = w.const_data_ptr();
   if (bias) keep.bias = as_contiguous(*bias), c.bias = keep.bias.const_data_ptr();
-  Tensor out = new_channels_last(input, c.shape.batch, c.shape.out, c.shape.out_h, c.shape.out_w);
-  c.result = out.mutable_data_ptr();
-  if (c.shape.pixels() > 0 && c.shape.out > 0) run(c, out, kOp);
-  return as_laid_out(out, input);
+  return run_to_image(c, input, c.shape.out, c.shape.out_h, c.shape.out_w, kOp);
 }
 
 Tensor masked_conv2d_input_grad(const Tensor& grad, const Tensor& weight, const Tensor& bits,
@@ -112,10 +118,7 @@ Tensor masked_conv2d_input_grad(const Tensor& grad, const Tensor& weight, const 
   attach_mask(c, keep, bits, plan, kOp);
   const Tensor dy = channels_innermost(grad), w = channels_innermost(weight);
   c.output = dy.const_data_ptr(), c.weight = w.const_data_ptr();
-  Tensor out = new_channels_last(grad, c.shape.batch, c.shape.in, c.shape.in_h, c.shape.in_w);
-  c.result = out.mutable_data_ptr();
-  if (out.numel() > 0) run(c, out, kOp);
-  return as_laid_out(out, grad);
+  return run_to_image(c, grad, c.shape.in, c.shape.in_h, c.shape.in_w, kOp);
 }
 
 Tensor masked_conv2d_weight_grad(const Tensor& grad, const Tensor& input, const Tensor& bits,

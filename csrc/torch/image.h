@@ -6,13 +6,18 @@
 
 namespace maskfuse {
 
-// An uninitialised image of `like`'s dtype and memory format.
-inline Tensor empty_image(const Tensor& like, int64_t batch, int64_t channels, int64_t height, int64_t width) {
+inline Tensor new_channels_last(const Tensor& like, int64_t batch, int64_t channels, int64_t height, int64_t width) {
   const int64_t sizes[] = {batch, channels, height, width};
-  if (!is_channels_last(like)) return new_tensor(like, sizes, 4);
-  const int64_t c = std::max<int64_t>(1, channels), w = std::max<int64_t>(1, width), h = std::max<int64_t>(1, height);
-  const int64_t strides[] = {h * w * c, 1, w * c, c};
+  const int64_t strides[] = {height * width * channels, 1, width * channels, channels};
   return new_strided(like, sizes, strides, 4);
+}
+
+// An uninitialised image of `like`'s dtype and memory format, with the strides that `image_like` of
+// ops/masked_conv2d.py tells traced code.
+inline Tensor empty_image(const Tensor& like, int64_t batch, int64_t channels, int64_t height, int64_t width) {
+  if (is_channels_last(like)) return new_channels_last(like, batch, channels, height, width);
+  const int64_t sizes[] = {batch, channels, height, width};
+  return new_tensor(like, sizes, 4);
 }
 
 // The tensor itself where pixels of a row, or channels of a pixel, lie side by side; else a copy.
