@@ -213,6 +213,22 @@ def test_packed_weight(machine, shape, dtype, density):
 
 
 @each_machine
+@pytest.mark.parametrize("used", [(8, 34), (8, 32), (7, 33)], ids=str)
+def test_packed_weight_of_another_shape(machine, used):
+    """Of 33 and 34 columns the bits take the same words, and yet a call would read past its input."""
+
+    def operands(out, inp):
+        mask = Mask.random((out, inp), 0.5).bits.to(machine.device)
+        return torch.randn(out, inp, device=machine.device), mask, machine.ops.mask_lists(mask, inp, 1)
+
+    packed = machine.ops.masked_linear_pack(*operands(8, 33))
+    w, bits, lists = operands(*used)
+    x = torch.randn(2, used[1], device=machine.device)
+    with pytest.raises(RuntimeError, match=rf"packed weight of shape \[8, 33\], weight has \[{used[0]}, {used[1]}\]"):
+        machine.ops.masked_linear(x, w, bits, [*lists, *packed], None)
+
+
+@each_machine
 def test_choice_of_kernel(machine):
     def choice(direction, batch, out, inp, dtype, channels=False, capability=80):
         return machine.ops.masked_linear_choice(direction, batch, out, inp, dtype, channels, 132, capability)

@@ -56,7 +56,7 @@ struct Cuda {
     g.lists = (const int32_t*)keep.lists.const_data_ptr();
   }
 
-  static void attach_packed(Problem& g, Operands& keep, const std::vector<Tensor>& plan, ScalarType type, int64_t rows,
+  static void attach_packed(Problem& g, Operands& keep, const std::vector<Tensor>& plan, const Tensor& weight,
                             const char* op) {
     if (!has_packed(plan)) return;
     const Tensor* const packed = &plan[plan.size() - kPacked];
@@ -65,10 +65,12 @@ struct Cuda {
                         (uintptr_t)data.const_data_ptr() % 16 == 0 && offsets.scalar_type() == ScalarType::Int &&
                         offsets.dim() == 1 && offsets.is_contiguous() && form.dim() == kFormDims,
                     op, ": plan does not hold a packed weight");
-    const int64_t columns = form.size(kColumns), unit = form.size(kUnit);
-    STD_TORCH_CHECK(form.size(kRows) == rows && mask_words(columns) == g.bits_ld && (unit == 1 || unit == 2) &&
-                        offsets.size(0) == cuda::decode_slabs(rows, columns) + 2,
-                    op, ": plan holds a packed weight of shape [", form.size(kRows), ", ", columns, "]");
+    const int64_t rows = form.size(kRows), columns = form.size(kColumns), unit = form.size(kUnit);
+    STD_TORCH_CHECK(has_shape(weight, {rows, columns}), op, ": plan holds a packed weight of shape [", rows, ", ",
+                    columns, "], weight has ", shape_of(weight));
+    STD_TORCH_CHECK((unit == 1 || unit == 2) && offsets.size(0) == cuda::decode_slabs(rows, columns) + 2, op,
+                    ": plan does not hold a packed weight");
+    const ScalarType type = weight.scalar_type();
     if (form.scalar_type() != type) return;  // packed in another dtype than a cast call runs in
     keep.tiles = {data.const_data_ptr(),
                   (const uint32_t*)offsets.const_data_ptr(),

@@ -19,9 +19,9 @@ struct Cpu {
                           int64_t rows, int64_t columns, const char* op) {
     maskfuse::attach_bits(g, keep, bits, plan, rows, columns, op);
   }
-  static void attach_packed(MaskedGemm& g, Operands& keep, const std::vector<Tensor>& plan, ScalarType type,
-                            int64_t out, const char* op) {
-    maskfuse::attach_packed(g, keep, plan, type, out, op);
+  static void attach_packed(MaskedGemm& g, Operands& keep, const std::vector<Tensor>& plan, const Tensor& weight,
+                            const char* op) {
+    maskfuse::attach_packed(g, keep, plan, weight.scalar_type(), weight.size(0), op);
   }
 
   static void run(MaskedGemm& problem, const Tensor&, const char*) {

@@ -53,7 +53,7 @@ struct MaskedLinearOps {
     const Matrix a = as_matrix(input, op, "input"), b = as_matrix(weight, op, "weight");
     STD_TORCH_CHECK(a.columns == b.columns, op, ": input ", shape_of(input), " does not fit weight ", shape_of(weight));
     attach_mask(g, keep, mask, input, b.rows, b.columns, op);
-    if (mask.plan) Device::attach_packed(g, keep, *mask.plan, weight.scalar_type(), b.rows, op);
+    if (mask.plan) Device::attach_packed(g, keep, *mask.plan, weight, op);
     if (bias) {
       check_same_dtype(input, "input", *bias, "bias", op);
       check_shape(*bias, {b.rows}, op, "bias");
