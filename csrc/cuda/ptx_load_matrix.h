@@ -7,11 +7,16 @@
 
 #include "machine.h"
 
+#ifdef MASKFUSE_SIMT
+#include <stdexcept>
+#endif
+
 namespace maskfuse::cuda {
 
 template <bool kTransposed>
 __device__ __forceinline__ void load_matrices(const void* row, uint32_t (&to)[4]) {
 #ifdef MASKFUSE_SIMT
+  if ((uintptr_t)row % 16) throw std::runtime_error("a matrix's row is not aligned");  // the device would fault
   struct Record {
     const uint16_t* row;
     uint32_t* to;

@@ -2,6 +2,7 @@
 // shared memory, and that what ldmatrix and mma are documented to do with it multiplies the right elements.
 #include <array>
 #include <set>
+#include <stdexcept>
 
 #include "../cuda/matrix_source.h"
 #include "harness.h"
@@ -96,6 +97,24 @@ void fragments_are_what_mma_takes() {
         }
 }
 
+// Each lane loads a row that begins `shift` bytes behind a multiple of 16.
+void load_kernel(int shift) {
+  uint32_t words[4];
+  load_matrices<false>(shared_memory() + lane_index() * kPieceBytes + shift, words);
+}
+
+void matrices_are_aligned() {
+  for (int shift = 0; shift < 16; shift += 2) {
+    bool thrown = false;
+    try {
+      CHECK(launch(load_kernel, 1, kWarp, (kWarp + 1) * kPieceBytes, nullptr, shift) == cudaSuccess, "launch");
+    } catch (const std::runtime_error&) {
+      thrown = true;
+    }
+    CHECK(thrown == (shift != 0), "%d bytes", shift);
+  }
+}
+
 void bits_become_masks() {
   for (uint32_t bits = 0; bits < 256; ++bits)
     for (int pair = 0; pair < 4; ++pair) {
@@ -149,6 +168,7 @@ int main() {
   pieces_have_places<SharedTile<64, 128>>();
   pieces_have_places<SharedTile<64, 64>>();
   fragments_are_what_mma_takes();
+  matrices_are_aligned();
   bits_become_masks();
   cuts_are_possible();
   return report("cuda_layout");
