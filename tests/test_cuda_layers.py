@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import maskfuse
 import pytest
 import torch
@@ -117,6 +119,31 @@ def test_packed_layer():
         got = [layer(x[:rows]) for rows in (1, 8, 16, 37)]
     for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_shared_memory_of_several_threads_and_of_a_graph():
+    """One kernel, which asks for more with eight rows than with one: no call takes away what another one needs."""
+    mask = Mask.random((4096, 4096), 0.2)
+    layer = maskfuse.nn.MaskedLinear(4096, 4096, mask=mask).bfloat16().cuda().eval().pack()
+    inputs = [torch.randn(rows, 4096, dtype=torch.bfloat16, device="cuda") for rows in (1, 8)]
+    graph = torch.cuda.CUDAGraph()
+    with torch.no_grad():
+        want = [layer(x) for x in inputs]
+        with torch.cuda.graph(graph):
+            captured = layer(inputs[1])
+        layer(inputs[0])
+    graph.replay()
+    assert torch.equal(captured, want[1])
+
+    def last_of_many(x):
+        with torch.no_grad(), torch.cuda.stream(torch.cuda.Stream()):
+            for _ in range(2000):
+                y = layer(x)
+            return y.cpu()
+
+    with ThreadPoolExecutor(2) as threads:
+        for y, right in zip(threads.map(last_of_many, inputs), want, strict=True):
+            assert torch.equal(y, right.cpu())
 
 
 def test_gates_and_real_valued_masks():

@@ -8,6 +8,8 @@
 #include "../simt/simt.h"
 #else
 #include <cuda_runtime.h>
+
+#include "shared_limit.h"
 #endif
 
 namespace maskfuse::cuda {
@@ -35,8 +37,7 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, int threads, size_t
   return simt::run(grid, dim3((unsigned)threads), shared_bytes, [](void* f) { (*(decltype(call)*)f)(); }, &call);
 #else
   if (shared_bytes > kPlainShared) {
-    const cudaError_t error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_bytes);
+    const cudaError_t error = raise_shared_limit((const void*)kernel);
     if (error != cudaSuccess) return error;
   }
   cudaLaunchConfig_t config{};
