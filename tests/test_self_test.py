@@ -19,9 +19,10 @@ import pytest
 import torch
 from conftest import DTYPES
 from device_ops import MACHINES
-from maskfuse import Mask, backends
+from maskfuse import Mask, _library, backends
 from maskfuse._self_test import checks, compare, first_use, record, run
 from maskfuse._self_test.checks import CHECKS, Check
+from maskfuse.functional import _backends as functional_backends
 from torch.fx.experimental.proxy_tensor import make_fx
 
 CPU = torch.device("cpu")
@@ -570,6 +571,42 @@ def test_the_checks_themselves_decide(pretended, monkeypatch, right):
     with contextlib.nullcontext() if right else pytest.warns(UserWarning, match="CUDA kernels of soft_masked_linear"):
         assert chosen() == ("cuda" if right else "reference")
     assert stored(pretended)["mask"] is None and (stored(pretended)["soft_masked_linear"] is None) == right
+
+
+REFUSED = {
+    "library": r"_C_cuda was not built",
+    "driver": r"the driver is for CUDA 12080, the library needs 13000",
+    "capability": r"compute capability 7\.5, the kernels need 8\.0",
+}
+
+
+@pytest.fixture(params=REFUSED)
+def refused(request, pretended, monkeypatch):
+    """A CUDA torch where our kernels cannot run, and the reason that is given."""
+    library = "_C_cuda was not built" if request.param == "library" else None
+    versions = {"driver": "12080" if request.param == "driver" else "13000", "runtime": "13000"}
+    capability = (7, 5) if request.param == "capability" else (8, 0)
+    monkeypatch.setattr(_library, "cuda_reason", library)
+    monkeypatch.setattr(functional_backends, "cuda_library_info", lambda: versions)
+    monkeypatch.setattr(functional_backends, "_capable", {})
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    real = replace(backends._backends["cuda"], refuses=functional_backends._cuda_refuses)
+    monkeypatch.setitem(backends._backends, "cuda", real)
+    return REFUSED[request.param]
+
+
+def test_nothing_is_run_where_the_device_is_refused(pretended, refused, monkeypatch):
+    monkeypatch.setattr(checks, "CHECKS", {name: pretended.check(name) for name in ("mask", "masked_linear")})
+    on_device, on_cpu = (SimpleNamespace(is_cuda=where.type == "cuda", device=where) for where in (GPU, CPU))
+    assert mask_module._on_host(on_device) and not mask_module._on_host(on_cpu)
+    with pytest.warns(UserWarning, match=refused):
+        assert chosen() == "reference"
+    assert run._cuda_devices() == []
+    with pytest.raises(ValueError, match=f"cannot be tested: {refused}"):
+        maskfuse.self_test("cuda")
+    assert pretended.runs == [] and not record.path().exists()
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -68,10 +68,19 @@ def _known(name: str) -> Backend:
     return _backends[name]
 
 
-def distrusted(name: str, op: str, device: torch.device) -> bool:
-    """Whether the named backend's kernel of `op` is not used on a device that it serves."""
-    backend = _backends.get(name)
-    return backend is not None and backend.distrusts is not None and backend.distrusts(op, device) is not None
+def refusal(name: str, device: torch.device) -> str | None:
+    """None where the named backend serves the device, else why not."""
+    return _known(name).refuses(device)
+
+
+def _trusted(backend: Backend, op: str, device: torch.device) -> bool:
+    # In this order: kernels are tested on devices that the backend serves alone.
+    return backend.refuses(device) is None and (backend.distrusts is None or backend.distrusts(op, device) is None)
+
+
+def trusted(name: str, op: str, device: torch.device) -> bool:
+    """Whether the named backend serves the device, and its kernels of `op` are used there."""
+    return _trusted(_known(name), op, device)
 
 
 def verdicts(op: str, device: torch.device | str) -> list[tuple[str, str | None]]:
@@ -105,12 +114,7 @@ def choose(op: str, device: torch.device | str, warn: bool = True) -> Backend:
             raise RuntimeError(f"backend {asked_for!r} cannot run {op} on {device.type}: {reason}")
         return backend
     for backend in _backends.values():  # the usual case needs no list of reasons
-        if (
-            op in backend.ops
-            and backend.name != "reference"
-            and backend.refuses(device) is None
-            and (backend.distrusts is None or backend.distrusts(op, device) is None)
-        ):
+        if op in backend.ops and backend.name != "reference" and _trusted(backend, op, device):
             return backend
     found = verdicts(op, device)
     name = next(name for name, reason in found if reason is None)

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from . import backends
-from ._library import cuda_reason
 from .ops.mask import words
 
 _KINDS = ("empty", "full", "channels", "blocks", "n:m", "unstructured")
@@ -397,7 +396,7 @@ def _make_plan(mask: Mask) -> list[Tensor]:
     rows, columns = _rows_columns(mask.shape, "shape")
     if _on_host(mask.bits):
         return []
-    if mask.device.type == "cuda" and cuda_reason is None:
+    if mask.device.type == "cuda":
         with torch.inference_mode(False):
             plan = torch.ops.maskfuse.mask_lists(mask.bits, columns, max(1, math.prod(mask.shape[2:])))
             if len(mask.shape) == 2 and mask.structure == "channels" and mask.density <= COMPACT_DENSITY:
@@ -422,8 +421,9 @@ def _make_plan(mask: Mask) -> list[Tensor]:
 
 
 def _on_host(t: Tensor) -> bool:
-    """Whether bits on a CUDA device are packed and unpacked on the host: where its kernels failed their self-test."""
-    return t.is_cuda and backends.distrusted("cuda", "mask", t.device)
+    """Whether bits on a CUDA device are packed and unpacked on the host: where our kernels cannot run, or failed their
+    self-test."""
+    return t.is_cuda and not backends.trusted("cuda", "mask", t.device)
 
 
 def describe(value: object) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .. import _library
+from .. import _library, backends
 from ..ops.library import library_info
 from . import first_use, record
 from .checks import CHECKS, Check, failure
@@ -134,7 +134,18 @@ def _on_cuda(index: int) -> Iterator[Outcome]:
 def _cuda_devices() -> list[int]:
     if _library.cuda_reason is not None or not torch.cuda.is_available():
         return []
-    return list(range(torch.cuda.device_count()))
+    return [index for index in range(torch.cuda.device_count()) if _refusal(index) is None]
+
+
+def _refusal(index: int) -> str | None:
+    """Why the library's kernels cannot run on a device: its driver or the device itself is too old."""
+    return backends.refusal("cuda", torch.device("cuda", index))
+
+
+def _why_not(index: int) -> str:
+    """Why a CUDA device cannot be tested."""
+    count = torch.cuda.device_count()
+    return _library.cuda_reason or (_refusal(index) if index < count else None) or f"there are {count} CUDA devices"
 
 
 def self_test(device: torch.device | str | None = None) -> SelfTest:
@@ -162,8 +173,7 @@ def self_test(device: torch.device | str | None = None) -> SelfTest:
         if wanted.type == "cuda":
             devices = [index for index in devices if wanted.index in (None, index)]
             if not devices:
-                reason = _library.cuda_reason or f"there are {torch.cuda.device_count()} CUDA devices"
-                raise ValueError(f"device is {device!r}, which cannot be tested: {reason}")
+                raise ValueError(f"device is {device!r}, which cannot be tested: {_why_not(wanted.index or 0)}")
     outcomes: list[Outcome] = []
     if wanted is None or wanted.type == "cpu":
         outcomes += _on_cpu(torch.ops.maskfuse)
