@@ -23,6 +23,7 @@ from maskfuse import Mask, _library, backends
 from maskfuse._self_test import checks, compare, first_use, record, run
 from maskfuse._self_test.checks import CHECKS, Check
 from maskfuse.functional import _backends as functional_backends
+from maskfuse.ops.library import pairs
 from torch.fx.experimental.proxy_tensor import make_fx
 
 CPU = torch.device("cpu")
@@ -590,8 +591,6 @@ def refused(request, pretended, monkeypatch):
     monkeypatch.setattr(functional_backends, "cuda_library_info", lambda: versions)
     monkeypatch.setattr(functional_backends, "_capable", {})
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     real = replace(backends._backends["cuda"], refuses=functional_backends._cuda_refuses)
     monkeypatch.setitem(backends._backends, "cuda", real)
     return REFUSED[request.param]
@@ -599,6 +598,8 @@ def refused(request, pretended, monkeypatch):
 
 def test_nothing_is_run_where_the_device_is_refused(pretended, refused, monkeypatch):
     monkeypatch.setattr(checks, "CHECKS", {name: pretended.check(name) for name in ("mask", "masked_linear")})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     on_device, on_cpu = (SimpleNamespace(is_cuda=where.type == "cuda", device=where) for where in (GPU, CPU))
     assert mask_module._on_host(on_device) and not mask_module._on_host(on_cpu)
     with pytest.warns(UserWarning, match=refused):
@@ -607,6 +608,17 @@ def test_nothing_is_run_where_the_device_is_refused(pretended, refused, monkeypa
     with pytest.raises(ValueError, match=f"cannot be tested: {refused}"):
         maskfuse.self_test("cuda")
     assert pretended.runs == [] and not record.path().exists()
+
+
+@pytest.mark.parametrize("refused", ["driver"], indirect=True)
+def test_compiled_code_that_is_the_first_to_ask(pretended, refused, monkeypatch):
+    def versions():
+        return {**pairs(torch.ops.maskfuse.library_info()), "driver": "12080", "runtime": "13000"}
+
+    monkeypatch.setattr(functional_backends, "cuda_library_info", versions)
+    torch.compiler.reset()
+    compiled = torch.compile(use, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(torch.ones(2)), torch.zeros(2))  # the reference
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

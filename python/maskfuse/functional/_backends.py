@@ -22,6 +22,7 @@ def _cuda_reason(index: int) -> str | None:
     return None
 
 
+@torch.compiler.assume_constant_result  # asking the library is nothing that can be traced
 def _cuda_refuses(device: torch.device) -> str | None:
     if device.type != "cuda":
         return "serves CUDA tensors only"
