@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import DTYPES, assert_sums_close
 from maskfuse import Mask, gated_conv2d, masked_conv2d, reference
+from maskfuse.ops.masked_conv2d import image_like
 from torch.nn import functional as F
 
 OPS = torch.ops.maskfuse
@@ -200,6 +201,21 @@ def test_an_empty_batch(backend, kernel):
         assert y.shape == (0, 17, 9, 14)
         y.sum().backward()
     assert x.grad.shape == x.shape and not w.grad.any()
+
+
+@pytest.mark.parametrize("memory_format", FORMATS.values(), ids=FORMATS.keys())
+@pytest.mark.parametrize("batch, inp, out", [(0, 1, 1), (0, 6, 4), (2, 6, 0), (2, 1, 4), (2, 6, 1)])
+@pytest.mark.parametrize("size", [(6, 5), (1, 1)])
+def test_strides_are_those_that_traced_code_is_told(memory_format, batch, inp, out, size):
+    def image(channels):
+        return torch.randn(batch, channels, *size).contiguous(memory_format=memory_format)
+
+    x, dy, w = image(inp), image(out), torch.randn(out, inp, 3, 3)
+    bits, geometry = Mask.full(w.shape).bits, ([1, 1], [1, 1], [1, 1], 1)
+    y = OPS.masked_conv2d(x, w, bits, [], None, *geometry)
+    assert y.shape == dy.shape and y.stride() == image_like(x, dy.shape).stride()
+    dx = OPS.masked_conv2d_input_grad(dy, w, bits, [], list(size), *geometry)
+    assert dx.shape == x.shape and dx.stride() == image_like(dy, x.shape).stride()
 
 
 def test_masked_nan_takes_no_part(backend):

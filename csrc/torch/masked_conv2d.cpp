@@ -50,6 +50,8 @@ Tensor forward(const char* op, const Tensor& input, const Tensor& weight, const 
     keep.bias = as_contiguous(*bias);
     g.bias = keep.bias.const_data_ptr();
   }
+  if (g.shape.pixels() == 0 || g.shape.out == 0)
+    return empty_image(input, g.shape.batch, g.shape.out, g.shape.out_h, g.shape.out_w);
   if (g.shape.columns() == 0) return convolution_of_nothing(g.shape, input, weight, bias);
   g.library = true;
   const Tensor x = as_image(input);
