@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import sys
+from types import SimpleNamespace
 
 import maskfuse
 import pytest
 import torch
 from conftest import DTYPES, assert_sums_close
 from maskfuse import Mask, gated_conv2d, masked_conv2d, reference
+from maskfuse.functional._conv import Geometry
 from maskfuse.ops.masked_conv2d import image_like
 from torch.nn import functional as F
 
@@ -284,6 +287,17 @@ def test_soft_masks_and_gates_get_gradients(backend):
             gradients.append([t.grad for t in leaves])
         for got, want in zip(*gradients, strict=True):
             torch.testing.assert_close(got, want, atol=1e-2, rtol=1e-4)
+
+
+@pytest.mark.parametrize("on_cuda", [False, True])
+def test_plans_in_groups(monkeypatch, on_cuda):
+    """The CUDA kernels find a plan's bits by taps in it, in groups too; those of the CPU take no plan there."""
+    given = []
+    monkeypatch.setattr(maskfuse.ops, "masked_conv2d", lambda input, weight, bits, plan, *rest: given.append(plan))
+    mask = Mask.random((64, 16, 3, 3), 0.5)
+    run = sys.modules["maskfuse.functional.masked_conv2d"]._kernels
+    run(SimpleNamespace(is_cuda=on_cuda), None, mask, None, Geometry([1, 1], [1, 1], [1, 1], 4))
+    assert mask.plan and given == [mask.plan if on_cuda else []]
 
 
 @pytest.mark.parametrize("kernel", ["accumulate", "shifted"])

@@ -29,7 +29,8 @@ def _kernels(
         return F.conv2d(input, weight * mask, bias, *geometry)
     if mask.known_full:
         return F.conv2d(input, weight, bias, *geometry)
-    plan = [*mask.plan, *packed] if geometry.groups == 1 else []
+    # On the CPU groups take the bits alone; the CUDA kernels read them by taps, which the plan has.
+    plan = [*mask.plan, *packed] if geometry.groups == 1 or input.is_cuda else []
     return ops.masked_conv2d(input, weight, mask.bits, plan, bias, *geometry)
 
 
