@@ -32,12 +32,12 @@ def conv(dtype=torch.float32):
 LAYERS = pytest.mark.parametrize("make", [linear, conv], ids=["linear", "conv"])
 
 
-def step(layer, x):
-    """Output, input gradient and weight gradient."""
+def step(layer, x, dy):
+    """Output, input gradient and weight gradient. `dy` is given: what is computed from y carries y's rounding."""
     x = x.detach().requires_grad_()
     layer.zero_grad(set_to_none=True)
     y = layer(x)
-    y.sin().sum().backward()
+    y.backward(dy)
     return y.detach(), x.grad, layer.weight.grad
 
 
@@ -45,10 +45,11 @@ def step(layer, x):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
 def test_same_numbers_as_on_the_cpu(make, dtype):
     layer, x = make(dtype)
-    want = step(layer, x)
+    dy = torch.randn_like(layer(x))
+    want = step(layer, x, dy)
     layer.cuda()
     assert maskfuse.explain(layer, batch=37, size=(10, 9) if x.dim() == 4 else None).backend == "cuda"
-    got = step(layer, x.cuda())
+    got = step(layer, x.cuda(), dy.cuda())
     for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a.cpu(), b)
     assert not got[2][~layer.mask.dense()].any()
@@ -59,19 +60,20 @@ def test_training_step_in_a_graph(make):
     layer, x = make()
     layer.cuda()
     static = x.cuda()
+    dy = torch.randn_like(layer(static))
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(2):
-            step(layer, static)
+            step(layer, static, dy)
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = step(layer, static)
+        captured = step(layer, static, dy)
     static.copy_(torch.randn_like(static))
     graph.replay()
     got = [t.clone() for t in captured]
-    for a, b in zip(got, step(layer, static), strict=True):
+    for a, b in zip(got, step(layer, static, dy), strict=True):
         assert torch.equal(a, b)
 
 
