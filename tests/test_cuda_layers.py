@@ -148,6 +148,28 @@ def test_shared_memory_of_several_threads_and_of_a_graph():
             assert torch.equal(y, right.cpu())
 
 
+@LAYERS
+def test_bool_masks_do_not_wait_for_the_device(make):
+    layer, x = make()
+    layer.cuda()
+    x, weight, mask = x.cuda(), torch.randn_like(layer.weight), layer.mask.dense()
+    op = maskfuse.masked_conv2d if x.dim() == 4 else maskfuse.masked_linear
+    extra = {"padding": 1} if x.dim() == 4 else {}
+    want = op(x, weight, layer.mask, **extra)  # the first use of the kernels, which tests them
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        got = op(x, weight, mask, **extra)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(got, want)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = op(x, weight, mask, **extra)
+    mask.logical_not_()
+    graph.replay()
+    assert torch.equal(captured, op(x, weight, mask, **extra))
+
+
 def test_gates_and_real_valued_masks():
     x, w, s = torch.randn(50, 70), torch.randn(30, 70), torch.randn(30, 70)
     for op in (maskfuse.gated_linear, maskfuse.masked_linear):

@@ -8,12 +8,14 @@ import pickle
 import threading
 
 import maskfuse
+import maskfuse.mask as mask_module
 import pytest
 import torch
 import torch.utils.flop_counter
-from maskfuse import Mask, masked_linear, reference
-from maskfuse.nn import MaskedLinear
+from maskfuse import Mask, masked_conv2d, masked_linear, reference
+from maskfuse.nn import MaskedConv2d, MaskedLinear
 from test_masked_linear import check, forward_backward
+from torch.nn import functional as F
 
 OUT, IN = 150, 300
 OPS = torch.ops.maskfuse
@@ -202,6 +204,29 @@ def test_layers_share_a_plan_and_make_it_early():
     layers = [MaskedLinear(IN, OUT, mask=mask) for _ in range(2)]
     assert mask._plan is not None
     assert layers[0].mask.plan is layers[1].mask.plan
+
+
+@pytest.mark.parametrize("shape", [(64, 80), (64, 16, 3, 3)], ids=["linear", "conv"])
+def test_a_call_makes_no_plan_where_that_waits_for_the_device(monkeypatch, shape):
+    """A tensor as a mask, as on CUDA: its bits are packed and not looked at. A layer plans all the same."""
+    made = []
+    monkeypatch.setattr(mask_module, "plan_waits", lambda device: True)
+    monkeypatch.setattr(mask_module, "_make_plan", lambda mask: made.append(mask) or [])
+    monkeypatch.setattr(Mask, "_found", lambda self: pytest.fail("the bits were looked at"))
+    conv = len(shape) == 4
+    layer, op = (MaskedConv2d(16, 64, 3), masked_conv2d) if conv else (MaskedLinear(80, 64), masked_linear)
+    made.clear()
+    x, w, dense = torch.randn(3, *shape[1:]), torch.randn(shape), torch.rand(shape) < 0.5
+    product = F.conv2d if conv else F.linear
+    torch.testing.assert_close(op(x, w, dense), product(x, w * dense))
+    assert not made
+    layer.set_mask(dense)
+    assert made == [layer.mask]
+
+
+def test_on_which_devices_a_plan_waits():
+    assert mask_module.plan_waits(torch.device("cuda", 1))
+    assert not any(mask_module.plan_waits(torch.device(name)) for name in ("cpu", "meta"))
 
 
 def plans_of_many_threads(mask: Mask) -> list[list[torch.Tensor]]:

@@ -36,7 +36,7 @@ class Mask:
     _plan: list[Tensor] | None
     _facts: tuple[int, ...] | None
 
-    def __init__(self, bits: Tensor, shape: Sequence[int]) -> None:
+    def __init__(self, bits: Tensor, shape: Sequence[int], plan: list[Tensor] | None = None) -> None:
         if not torch.compiler.is_compiling() and bits.is_inference():  # autograd could not save them
             with torch.inference_mode(False):
                 bits = bits.clone()
@@ -44,7 +44,7 @@ class Mask:
         set_once("bits", bits)
         set_once("shape", torch.Size(shape))
         set_once("known_full", False)
-        set_once("_plan", None)
+        set_once("_plan", plan)
         set_once("_facts", None)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -379,6 +379,18 @@ class Mask:
             f"Mask({list(self.shape)}, {self.active} of {self.numel} active ({self.density:.2%}), "
             f"{self.structure}{detail}, {self.device})"
         )
+
+
+def of_one_call(dense: Tensor) -> Mask:
+    """`Mask.from_dense` for a call that makes its mask and drops it: without a plan where making one would wait."""
+    mask = Mask.from_dense(dense)
+    return Mask(mask.bits, mask.shape, plan=[]) if plan_waits(mask.device) else mask
+
+
+def plan_waits(device: torch.device) -> bool:
+    """Whether making a plan reads the bits back from the device: then it can be no part of a call, which must not wait
+    and may be captured in a graph."""
+    return device.type == "cuda"
 
 
 _planning = threading.Lock()

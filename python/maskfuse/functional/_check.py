@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..mask import Mask, describe
+from ..mask import Mask, describe, of_one_call
 
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -57,8 +58,11 @@ def linear_operands(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
             raise ValueError(f"bias must have shape {[weight.shape[0]]}, got {describe(bias)}")
 
 
-def mask_of(mask: Mask | Tensor, weight: Tensor) -> Mask | Tensor:
-    """The mask of a weight as a `Mask` (binary) or a floating tensor (real-valued).
+def mask_of(mask: Mask | Tensor, weight: Tensor, make: Callable[[Tensor], Mask] = of_one_call) -> Mask | Tensor:
+    """The mask of a weight as a `Mask` (binary), which `make` makes of a bool tensor, or a floating tensor
+    (real-valued).
+
+    Values are not looked at but those of integers.
 
     Raises:
         TypeError: neither a Mask nor a tensor of bool, integers or the weight's dtype.
@@ -93,4 +97,4 @@ def mask_of(mask: Mask | Tensor, weight: Tensor) -> Mask | Tensor:
         elif mask.device.type != "meta" and not bool(binary):
             raise ValueError(message)
         mask = mask.bool()
-    return Mask.from_dense(mask)
+    return make(mask)

@@ -112,7 +112,8 @@ def masked_conv2d(
         weight: `[out, in / groups, kernel_height, kernel_width]`, the input's dtype and device.
         mask: of the weight's shape. `Mask`, bool or 0/1 integers: binary. Floating, of the weight's dtype: real-valued,
             and given a gradient where it asks for one. A `Mask` saves packing the bits in every call, and brings the
-            index without which a masked weight costs what an unmasked one does.
+            index without which a masked weight costs what an unmasked one does. Of a tensor on CUDA only integers are
+            looked at, to refuse others than 0 and 1: that waits for the device, and cannot be captured in a graph.
         bias: `[out]` or None.
         stride, padding, dilation: one integer, or those of height and width; `padding` may be `"same"` or `"valid"`.
         groups: parts that input and output channels are cut into.

@@ -77,7 +77,9 @@ def masked_linear(
         input: `[..., in]`, any strides, any leading dimensions, float32, float64, bfloat16 or float16.
         weight: `[out, in]`, the input's dtype and device.
         mask: `[out, in]`. `Mask`, bool or 0/1 integers: binary. Floating, of the weight's dtype: real-valued,
-            and given a gradient where it asks for one. A `Mask` saves packing the bits in every call.
+            and given a gradient where it asks for one. A `Mask` saves packing the bits in every call, and on CUDA the
+            blocks that it knows to be empty. Of a tensor on CUDA only integers are looked at, to refuse others than 0
+            and 1: that waits for the device, and cannot be captured in a graph.
         bias: `[out]` or None.
         channels: bool of the input's shape, or `[in]` for all rows alike: what is false takes no part.
 

@@ -113,7 +113,7 @@ class MaskedLayer(nn.Module):
             mask = mask.to(self.weight.device) if not self.weight.is_meta else mask
         elif isinstance(mask, Mask):
             mask = self._placed(mask)
-        checked = mask_of(mask, self.weight)
+        checked = mask_of(mask, self.weight, Mask.from_dense)
         assert isinstance(checked, Mask)
         self.unpack()
         self._mask = self._placed(checked)
