@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from conftest import DTYPES, assert_sums_close
-from device_ops import each_machine, poisoned
+from device_ops import capability, each_machine, multiprocessors, poisoned
 from maskfuse import Mask
 from maskfuse.ops.masked_conv2d import image_like
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -182,14 +182,20 @@ def test_channel_masks_skip_blocks(machine):
 
 @each_machine
 def test_choice_of_kernel(machine):
-    def choice(direction, images, kernel, out, dtype, groups=1):
-        return machine.ops.masked_conv2d_choice(
-            direction, images, kernel, out, [1, 1], [1, 1], [1, 1], groups, dtype, 132
-        )
+    def choice(direction, images, kernel, out, dtype, groups=1, stride=1, pad=1, capability=80):
+        geometry = ([stride, stride], [pad, pad], [1, 1], groups)
+        return machine.ops.masked_conv2d_choice(direction, images, kernel, out, *geometry, dtype, 132, capability)
 
     assert choice("forward", [32, 256, 56, 56], [3, 3], 256, torch.bfloat16) == "product 128x128"
     assert choice("weight_grad", [32, 64, 14, 14], [3, 3], 64, torch.float16) == "product 64x64 in 24 parts"
     assert choice("input_grad", [1, 64, 14, 14], [3, 3], 64, torch.float64) == "element in 2 parts"
+    # A product of matrices, where every pixel meets a kernel of one pixel.
+    images, half = [64, 512, 28, 28], torch.bfloat16
+    assert choice("forward", images, [1, 1], 512, half, pad=0) == "linear: product 128x128"
+    assert choice("forward", images, [1, 1], 512, half, pad=0, capability=90) == "linear: product_sm90 256x128"
+    assert choice("weight_grad", images, [1, 1], 512, half, pad=0) == "linear: product 64x64 in 4 parts"
+    for other in ({"pad": 1}, {"stride": 2, "pad": 0}, {"groups": 2, "pad": 0}):
+        assert choice("forward", images, [1, 1], 512, half, **other) == "product 128x128"
     with pytest.raises(RuntimeError, match="direction must be forward, input_grad or weight_grad, got back"):
         choice("back", [1, 1, 3, 3], [3, 3], 1, torch.float32)
 
@@ -230,3 +236,38 @@ def test_bad_input(machine):
         ops.masked_conv2d(zeros(1, 3, 5, 5), zeros(4, 3, 3, 3), words, [words] * 3, None, *geometry)
     with pytest.raises(RuntimeError, match=r"no CUDA kernel for this convolution: an axis"):
         ops.masked_conv2d(zeros(1, 3, 1, 1), zeros(4, 3, 1, 1), words, [], None, [2**30, 1], [2**29, 0], [1, 1], 1)
+
+
+@each_machine
+@pytest.mark.parametrize("direction", ["forward", "input_grad", "weight_grad"])
+def test_single_pixels_on_hopper(machine, direction):
+    """A convolution by kernels of one pixel is a product of matrices, and may be one of Hopper's."""
+    batch, inp, out, side = (3, 392, 384, 16) if machine.name == "simt" else (16, 2040, 2048, 16)
+    geometry = ([1, 1], [0, 0], [1, 1], 1)
+    with capability(machine, 90):
+        chosen = machine.ops.masked_conv2d_choice(
+            direction, [batch, inp, side, side], [1, 1], out, *geometry, torch.bfloat16, multiprocessors(machine), 90
+        )
+        assert chosen.startswith("linear: product_sm90")
+        x, w = torch.randn(batch, inp, side, side).bfloat16(), torch.randn(out, inp, 1, 1).bfloat16()
+        dy, b = torch.randn(batch, out, side, side).bfloat16(), torch.randn(out).bfloat16()
+        dense = torch.rand(w.shape) < 0.4
+        kept = torch.where(dense, w, torch.zeros((), dtype=w.dtype)).double()[:, :, 0, 0]
+        bits = Mask.from_dense(dense).bits.to(machine.device)
+        plan = machine.ops.mask_lists(bits, inp, 1)
+        xd, wd, dyd, bd = (t.to(machine.device) for t in (x, w.masked_fill(~dense, float("nan")), dy, b))
+        rows = [t.permute(0, 2, 3, 1).reshape(-1, t.shape[1]).double() for t in (x, dy)]
+        poisoned(machine)
+        if direction == "forward":
+            got = machine.ops.masked_conv2d(xd, wd, bits, plan, bd, *geometry).permute(0, 2, 3, 1).reshape(-1, out)
+            want, magnitude, terms = rows[0] @ kept.T + b.double(), rows[0].abs() @ kept.T.abs() + b.double().abs(), inp
+        elif direction == "input_grad":
+            got = machine.ops.masked_conv2d_input_grad(dyd, wd, bits, plan, [side, side], *geometry)
+            got = got.permute(0, 2, 3, 1).reshape(-1, inp)
+            want, magnitude, terms = rows[1] @ kept, rows[1].abs() @ kept.abs(), out
+        else:
+            got = machine.ops.masked_conv2d_weight_grad(dyd, xd, bits, plan, [1, 1], *geometry)[:, :, 0, 0]
+            seen = dense[:, :, 0, 0].double()
+            want, magnitude = (rows[1].T @ rows[0]) * seen, (rows[1].T.abs() @ rows[0].abs()) * seen
+            terms = batch * side * side
+        assert_sums_close(got.cpu(), want, magnitude, torch.bfloat16, terms + 1)

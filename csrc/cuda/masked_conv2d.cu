@@ -12,6 +12,8 @@ const char* kernel_name(ConvKernel kernel) {
       return "naive";
     case ConvKernel::element:
       return "element";
+    case ConvKernel::linear:
+      return "linear";
     default:
       return "product";
   }
@@ -28,7 +30,40 @@ const char* refused(const ConvShape& s) {
   return nullptr;
 }
 
-ConvChoice choose(const MaskedConv& c, int multiprocessors) {
+namespace {
+
+bool pointwise(const ConvShape& s) {
+  return s.taps() == 1 && s.groups == 1 && s.stride_h == 1 && s.stride_w == 1 && s.pad_h == 0 && s.pad_w == 0;
+}
+
+// A pointwise convolution: pixels are rows.
+MaskedGemm matrix_product(const MaskedConv& c) {
+  const ConvShape& s = c.shape;
+  MaskedGemm g{};
+  g.pass = c.pass, g.dtype = c.dtype, g.bits = c.bits, g.bits_ld = ceil_div(s.in, 32), g.lists = c.lists;
+  g.bias = c.bias, g.c = c.result;
+  switch (c.pass) {
+    case Pass::forward:
+      g.m = s.pixels(), g.n = s.out, g.k = s.in, g.a = c.input, g.b = c.weight;
+      break;
+    case Pass::input_grad:
+      g.m = s.pixels(), g.n = s.in, g.k = s.out, g.a = c.output, g.b = c.weight;
+      break;
+    default:
+      g.m = s.out, g.n = s.in, g.k = s.pixels(), g.a = c.output, g.b = c.input;
+  }
+  g.a_ld = c.pass == Pass::forward ? s.in : s.out, g.b_ld = s.in, g.c_ld = g.n;
+  return g;
+}
+
+}  // namespace
+
+ConvChoice choose(const MaskedConv& c, const Device& device) {
+  if (pointwise(c.shape)) {
+    const LinearChoice linear = choose(matrix_product(c), device);
+    return {ConvKernel::linear, linear.large, linear.splits, linear.workspace_bytes, linear};
+  }
+  const int multiprocessors = device.multiprocessors;
   const ConvProduct p = conv_product(c);
   const int64_t element = dtype_size(c.dtype);
   const int groups = (int)c.shape.groups;
@@ -46,6 +81,8 @@ cudaError_t masked_conv2d(const MaskedConv& c, const ConvChoice& choice, void* w
       return masked_conv2d_naive(c, stream);
     case ConvKernel::element:
       return masked_conv2d_element(c, choice.splits, workspace, stream);
+    case ConvKernel::linear:
+      return masked_linear(matrix_product(c), choice.linear, workspace, stream);
     default:
       return masked_conv2d_product(c, choice, (float*)workspace, stream);
   }

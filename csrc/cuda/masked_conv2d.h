@@ -7,6 +7,7 @@
 #pragma once
 
 #include "../cpu/conv2d.h"
+#include "masked_linear.h"
 #include "stream.h"
 
 namespace maskfuse::cuda {
@@ -27,6 +28,7 @@ enum class ConvKernel {
   naive,    // a thread an element of the result: any type, the one to read first
   element,  // float32 and float64: register tiles of single elements (element_product.h)
   product,  // half types: tensor cores (product.h)
+  linear,   // kernels of one pixel that meet every pixel: a product of matrices, by masked_linear's kernels
 };
 const char* kernel_name(ConvKernel kernel);
 
@@ -35,13 +37,14 @@ struct ConvChoice {
   bool large;
   int splits;
   int64_t workspace_bytes;
+  LinearChoice linear = {};  // where `kernel` is that
 };
 
 // Why no kernel takes a convolution of this shape, or null.
 const char* refused(const ConvShape& shape);
 
-// The kernel and how it is cut, from sizes and type alone.
-ConvChoice choose(const MaskedConv& problem, int multiprocessors);
+// The kernel and how it is cut, from sizes, type and alignment alone.
+ConvChoice choose(const MaskedConv& problem, const Device& device);
 
 // `workspace` is 16-byte aligned. Bitwise the same for the same choice.
 cudaError_t masked_conv2d(const MaskedConv& problem, const ConvChoice& choice, void* workspace, cudaStream_t stream);

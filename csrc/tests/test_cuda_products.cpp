@@ -253,6 +253,10 @@ void convolutions() {
             conv(pass, dtype, c, {name, kernel == 1, splits, splits > 1 ? 2 * largest * 8 : 0}, with_lists);
             with_lists = !with_lists;
           }
+        // By the product of matrices that a convolution by single pixels is.
+        if (s.taps() == 1)
+          for (const cuda::LinearChoice& linear : linear_choices(dtype, c.out, c.in, c.batch * c.h * c.w))
+            conv(pass, dtype, c, {ConvKernel::linear, false, 1, linear.splits > 1 ? 2 * largest * 8 : 0, linear}, true);
       }
 }
 

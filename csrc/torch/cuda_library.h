@@ -130,9 +130,4 @@ inline Pass pass_of(const std::string& name, const char* op) {
   return name == "forward" ? Pass::forward : name == "input_grad" ? Pass::input_grad : Pass::weight_grad;
 }
 
-// A kernel, its tiles, and into how many parts of the depth it cuts a product.
-inline std::string describe_choice(const char* kernel, const char* tiles, int splits) {
-  return std::string(kernel) + tiles + (splits > 1 ? " in " + std::to_string(splits) + " parts" : "");
-}
-
 }  // namespace maskfuse

@@ -3,6 +3,7 @@
 #include "../cuda/mask_lists.h"
 #include "../cuda/masked_conv2d.h"
 #include "conv_shape.h"
+#include "cuda_choice.h"
 #include "cuda_library.h"
 #include "image.h"
 
@@ -68,7 +69,7 @@ void attach_mask(cuda::MaskedConv& c, Operands& keep, const Tensor& bits, const 
 void run(const cuda::MaskedConv& c, const Tensor& out, const char* op) {
   const char* const refused = cuda::refused(c.shape);
   STD_TORCH_CHECK(!refused, op, ": there is no CUDA kernel for this convolution: ", refused);
-  const cuda::ConvChoice choice = cuda::choose(c, multiprocessors(out));
+  const cuda::ConvChoice choice = cuda::choose(c, {{multiprocessors(out), block_shared(out)}, capability(out)});
   Tensor workspace;
   if (choice.workspace_bytes > 0) workspace = torch::stable::new_empty(out, {choice.workspace_bytes}, ScalarType::Byte);
   check_launch(cuda::masked_conv2d(c, choice, choice.workspace_bytes > 0 ? workspace.mutable_data_ptr() : nullptr,
@@ -142,8 +143,8 @@ Tensor masked_conv2d_weight_grad(const Tensor& grad, const Tensor& input, const 
 
 // As masked_linear_choice; `input_size` is [batch, in, height, width].
 std::string masked_conv2d_choice(std::string pass, Ints input_size, Ints kernel_size, int64_t out, Ints stride,
-                                 Ints padding, Ints dilation, int64_t groups, ScalarType type,
-                                 int64_t multiprocessors) {
+                                 Ints padding, Ints dilation, int64_t groups, ScalarType type, int64_t multiprocessors,
+                                 int64_t capability) {
   constexpr const char* kOp = "masked_conv2d_choice";
   STD_TORCH_CHECK(input_size.size() == 4 && kernel_size.size() == 2, kOp,
                   ": input_size must have 4 numbers and kernel_size 2");
@@ -151,10 +152,8 @@ std::string masked_conv2d_choice(std::string pass, Ints input_size, Ints kernel_
   c.pass = pass_of(pass, kOp), c.dtype = dtype_of(type, kOp, "dtype");
   c.shape = shape_of_conv({stride, padding, dilation, groups}, input_size[0], input_size[1], input_size[2],
                           input_size[3], out, kernel_size[0], kernel_size[1], kOp);
-  const cuda::ConvChoice choice = cuda::choose(c, (int)multiprocessors);
-  const bool tiles = choice.kernel == cuda::ConvKernel::product;
-  return describe_choice(cuda::kernel_name(choice.kernel), tiles ? choice.large ? " 128x128" : " 64x64" : "",
-                         choice.splits);
+  c.bits = (const uint32_t*)alignof(uint32_t);  // there are some
+  return describe(cuda::choose(c, {{(int)multiprocessors, 0}, (int)capability}));
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 // Dispatcher ops of masked_linear on CUDA.
 #include "../cuda/mask_lists.h"
 #include "../cuda/masked_linear.h"
+#include "cuda_choice.h"
 #include "cuda_library.h"
 #include "cuda_masked_linear_library.h"
 #include "masked_linear_ops.h"
@@ -143,11 +144,7 @@ std::string masked_linear_choice(std::string pass, int64_t batch, int64_t out, i
     g.m = batch, g.n = in, g.k = out;
   else
     g.m = out, g.n = in, g.k = batch;
-  const cuda::LinearChoice choice = cuda::choose(g, {{(int)multiprocessors, 0}, (int)capability});
-  const char* tiles = "";
-  if (choice.kernel == cuda::LinearKernel::product) tiles = choice.large ? " 128x128" : " 64x64";
-  if (choice.kernel == cuda::LinearKernel::product_sm90) tiles = choice.large ? " 256x128" : " 128x128";
-  return describe_choice(cuda::kernel_name(choice.kernel), tiles, choice.splits);
+  return describe(cuda::choose(g, {{(int)multiprocessors, 0}, (int)capability}));
 }
 
 // Lists of rows and of channels, and for a convolution the bits by taps, which its kernels read.

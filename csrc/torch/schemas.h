@@ -74,7 +74,7 @@ void define_ops(Library& m) {
   m.def("prefer_masked_conv2d_kernel(str name) -> ()");
   m.def(
       "masked_conv2d_choice(str direction, int[] input_size, int[] kernel_size, int out_channels, int[] stride,"
-      " int[] padding, int[] dilation, int groups, ScalarType dtype, int multiprocessors) -> str");
+      " int[] padding, int[] dilation, int groups, ScalarType dtype, int multiprocessors, int capability) -> str");
 }
 
 }  // namespace maskfuse
