@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
-from device_ops import capability, each_machine, multiprocessors, poisoned
+from device_ops import MACHINES, capability, each_machine, multiprocessors, poisoned
 from maskfuse import Mask
 from test_cuda_masked_linear import check, on, operands
 
@@ -93,6 +95,40 @@ def test_operands_in_larger_matrices(hopper, machine):
         inside = [t[:, before : t.shape[1] - behind] for t in on(machine, *wide)]
         got = all_passes(machine, [*inside, b.to(machine.device).repeat_interleave(2)[::2]], bits, plan)
         check_passes(got, (x, w, dy, b), dense, dtype)
+
+
+@each_machine
+def test_rows_that_overlap(hopper, machine):
+    """One gradient for all rows, as a sum's is, and windows of one array: bulk copies take neither."""
+    dtype, (batch, inp, out) = torch.bfloat16, SHAPES[machine.name][0]
+    x, w, dy, b = operands((batch, inp, out), dtype)
+    dense = torch.rand(w.shape) < 0.5
+    bits = Mask.from_dense(dense).bits.to(machine.device)
+    x = torch.randn(8 * batch + inp).to(dtype).unfold(0, inp, 8)[:batch]
+    dy = dy[:1].expand(batch, out)
+    wd, bd = on(machine, w, b)
+    xd = x.as_strided((8 * batch + inp,), (1,)).clone().to(machine.device).unfold(0, inp, 8)[:batch]
+    dyd = dy[:1].clone().to(machine.device).expand(batch, out)
+    check_passes(all_passes(machine, (xd, wd, dyd, bd), bits, []), (x, w, dy, b), dense, dtype)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(MACHINES["cuda"] is None, reason="needs a GPU and the CUDA library")
+def test_thread_whose_first_work_on_the_device_this_is():
+    """It has no context of the device's yet, which the driver asks for where it writes the maps of bulk copies."""
+    machine = MACHINES["cuda"]
+    with capability(machine, 90):
+        shape = SHAPES["cuda"][0]
+        tensors = on(machine, *operands(shape, torch.bfloat16))
+        bits = Mask.random((shape[2], shape[1]), 0.5).bits.to(machine.device)
+        want = all_passes(machine, tensors, bits, [])
+        kept = [torch.empty_like(t) for t in want]
+        del kept  # the allocator has room, and does not call the runtime
+        got: list = []
+        thread = threading.Thread(target=lambda: got.extend(all_passes(machine, tensors, bits, [])))
+        thread.start()
+        thread.join()
+        assert len(got) == 3 and all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
 @each_machine

@@ -18,7 +18,7 @@ import maskfuse.mask as mask_module
 import pytest
 import torch
 from conftest import DTYPES
-from device_ops import MACHINES
+from device_ops import MACHINES, capability
 from maskfuse import Mask, _library, backends
 from maskfuse._self_test import checks, compare, first_use, record, run
 from maskfuse._self_test.checks import CHECKS, Check
@@ -180,6 +180,22 @@ def test_one_wrong_element_is_found_on_the_stand_in(check, call, spoil):
 def test_large_tiles_are_compared(check, call):
     error = must_fail(check, Wrong(simt(), call, drops, when=lambda result, args: result.numel() > 100_000))
     assert "of large tiles" in error
+
+
+@needs_simt
+@pytest.mark.parametrize("side", range(2), ids=["256x128", "128x128"])
+@pytest.mark.parametrize("call", CHECKS["masked_linear"].calls)
+def test_hopper_is_compared(call, side):
+    with capability(MACHINES["simt"], 90):
+        sides = compare.sides_of_hopper(simt(), CPU)
+        assert len(sides) == 2
+        error = must_fail(
+            "masked_linear",
+            Wrong(simt(), call, drops, when=lambda result, args: list(result.shape) == [sides[side]] * 2),
+        )
+        assert "of large tiles" in error
+        assert checks.failure(CHECKS["masked_linear"], simt(), CPU) is None
+    assert compare.sides_of_hopper(simt(), CPU) == []
 
 
 @needs_simt

@@ -53,7 +53,8 @@ cudaError_t masked_linear_product(const MaskedGemm& problem, const LinearChoice&
                                   cudaStream_t stream);
 cudaError_t masked_linear_sm90(const MaskedGemm& problem, const LinearChoice& choice, cudaStream_t stream);
 
-// Whether masked_linear_sm90 takes a problem: half types under bits, operands aligned to 16 bytes; and its tiles.
+// Whether masked_linear_sm90 takes a problem: half types under bits, operands whose rows are aligned to 16 bytes and do
+// not overlap; and its tiles.
 bool masked_linear_sm90_takes(const MaskedGemm& problem);
 int64_t masked_linear_sm90_tiles(const MaskedGemm& problem, bool large);
 

@@ -35,15 +35,19 @@ cudaError_t run(const MaskedGemm& g, int blocks, cudaStream_t stream) {
   }
 }
 
-bool aligned(const void* data, int64_t ld) { return (uintptr_t)data % kPieceBytes == 0 && ld % kPieceElements == 0; }
+// Rows that a bulk copy takes: aligned, and one behind the other.
+bool plain_rows(const void* data, int64_t ld, int64_t columns) {
+  return (uintptr_t)data % kPieceBytes == 0 && ld % kPieceElements == 0 && ld >= columns;
+}
 
 }  // namespace
 
 bool masked_linear_sm90_takes(const MaskedGemm& g) {
   constexpr int64_t kMost = int64_t{1} << 31;
   return (g.dtype == Dtype::bf16 || g.dtype == Dtype::f16) && g.bits && g.n % kPieceElements == 0 && g.m > 0 &&
-         g.n > 0 && g.k > 0 && g.m < kMost && g.n < kMost && g.k < kMost && aligned(g.a, g.a_ld) &&
-         aligned(g.b, g.b_ld) && aligned(g.c, g.c_ld);
+         g.n > 0 && g.k > 0 && g.m < kMost && g.n < kMost && g.k < kMost &&
+         plain_rows(g.a, g.a_ld, g.pass == Pass::weight_grad ? g.m : g.k) &&
+         plain_rows(g.b, g.b_ld, g.pass == Pass::forward ? g.k : g.n) && plain_rows(g.c, g.c_ld, g.n);
 }
 
 int64_t masked_linear_sm90_tiles(const MaskedGemm& g, bool large) {

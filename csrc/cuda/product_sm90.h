@@ -127,8 +127,9 @@ __device__ __forceinline__ void copy_tiles(const Sm90Problem& p, Sm90Ring<Tile> 
     const Sm90Work work = sm90_work<kPass, Tile>(p, tile);
     if (first_lane)
       for (int i = 0; i < work.count; ++i, ring.next()) {
+        const int64_t depth = work.block(i) * kDepth;
         ring.empty().wait(ring.parity ^ 1);  // the first time round at once
-        copy_stage<kPass, Tile>(p, ring, work.m0, work.n0, work.block(i) * kDepth);
+        copy_stage<kPass, Tile>(p, ring, work.m0, work.n0, depth);
       }
   }
 }
@@ -153,7 +154,7 @@ __device__ __forceinline__ void multiply_stage(const Sm90Ring<Tile>& ring, int g
                                                float (&sums)[Tile::kHalves][64]) {
   constexpr bool kAlongDepth = kPass != Pass::weight_grad;
   constexpr uint32_t kBoxBytes = kDepth * kBoxRowBytes;
-  const uint32_t right = shared_address(ring.right()) + group * kBoxBytes, left = shared_address(ring.left());
+  const uint32_t right = shared_address(ring.right()) + (uint32_t)group * kBoxBytes, left = shared_address(ring.left());
 #pragma unroll
   for (int i = 0; i < kDepth / kGroupDepth; ++i) {
     const int depth = i * kGroupDepth;
@@ -161,11 +162,11 @@ __device__ __forceinline__ void multiply_stage(const Sm90Ring<Tile>& ring, int g
     for (int half = 0; half < Tile::kHalves; ++half) {
       // 128 rows of one box, or two boxes.
       const uint32_t at = left + half * kGroupColumns * kBoxRowBytes;
-      const uint64_t b = group_operand(group_operand_at(at, depth, kAlongDepth), kBoxBytes);
+      const uint64_t b = group_operand(group_operand_at(at, depth, kAlongDepth), kAlongDepth);
       if constexpr (kAlongDepth)
         group_multiply<T>(sums[half], a[i], b);
       else
-        group_multiply<T>(sums[half], group_operand(group_operand_at(right, depth, false), kBoxBytes), b);
+        group_multiply<T>(sums[half], group_operand(group_operand_at(right, depth, false), false), b);
     }
   }
 }
@@ -175,25 +176,32 @@ template <class T, Pass kPass, class Tile>
 __device__ __forceinline__ void sum_tile(const Sm90Problem& p, Sm90Ring<Tile>& ring, const Sm90Work& work,
                                          float (&sums)[Tile::kHalves][64]) {
   constexpr bool kMasked = kPass != Pass::weight_grad, kAlongDepth = kPass == Pass::forward;
-  const int warp = warp_index(), group = warp / kGroupWarps;
-  const auto word_of = [&](int i) {
-    return kMasked && i < work.count
-               ? mask_word<kAlongDepth>(p.bits, p.bits_ld, p.weight_rows, work.n0 + 16 * warp, work.block(i))
-               : 0;
+  const int warp = shuffle(warp_index(), 0),
+            group = warp / kGroupWarps;  // shuffled: the compiler sees one for the warp
+  // Bits are read one step before their turn, and where a list says which, the list two steps before.
+  const auto block_of = [&](int i) { return kMasked && i < work.count ? work.block(i) : -1; };
+  const auto word_of = [&](int64_t block) {
+    return block >= 0 ? mask_word<kAlongDepth>(p.bits, p.bits_ld, p.weight_rows, work.n0 + 16 * warp, block) : 0;
   };
 #pragma unroll
   for (int half = 0; half < Tile::kHalves; ++half)
 #pragma unroll
     for (int i = 0; i < 64; ++i) sums[half][i] = 0;
 
-  uint32_t fragments[4][4], word = word_of(0);
+  uint32_t fragments[4][4], word = word_of(block_of(0));
+  int64_t next_block = block_of(1);
   for (int i = 0; i < work.count; ++i) {
-    const uint32_t next_word = word_of(i + 1);
+    const uint32_t next_word = word_of(next_block);
+    next_block = block_of(i + 2);
     ring.full().wait(ring.parity);
     if constexpr (kMasked) {
       load_fragments<kPass>(ring.right(), warp, fragments);
       mask_fragments<kAlongDepth>(word, fragments);
+#pragma unroll
+      for (auto& fragment : fragments) group_hold(fragment);
     }
+#pragma unroll
+    for (auto& half : sums) group_hold(half);
     group_begin();
     multiply_stage<T, kPass, Tile>(ring, group, fragments, sums);
     group_commit();
@@ -203,7 +211,7 @@ __device__ __forceinline__ void sum_tile(const Sm90Problem& p, Sm90Ring<Tile>& r
     word = next_word;
   }
 #pragma unroll
-  for (int half = 0; half < Tile::kHalves; ++half) group_hold(sums[half]);
+  for (auto& half : sums) group_hold(half);
 }
 
 // Eight elements of C's row m from column n on, masked if the pass does so.
@@ -257,12 +265,14 @@ __device__ __forceinline__ void write_tile(const Sm90Problem& p, char* shared, c
 #if defined(MASKFUSE_SIMT) || !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define MASKFUSE_SM90_BODY 1
 #else
-#define MASKFUSE_SM90_BODY 0  // another device's copy of the kernel, which nobody launches
+#define MASKFUSE_SM90_BODY 0  // another device's copy of the kernel: not chosen there
 #endif
 
 template <class T, Pass kPass, class Tile>
 __global__ void __launch_bounds__(Tile::kThreads, 1) product_sm90_kernel(const __grid_constant__ Sm90Problem p) {
-#if MASKFUSE_SM90_BODY
+#if !MASKFUSE_SM90_BODY
+  asm volatile("trap;");
+#else
   char* const shared = shared_memory();
   Sm90Ring<Tile> ring{shared};
   if (threadIdx.x == 0) {

@@ -19,12 +19,13 @@ inline constexpr int kGroupWarps = 4, kGroupRows = 64, kGroupColumns = 128, kGro
 // An operand as bulk copies leave it: boxes of 64 columns in rows of 128 bytes, swizzled, each aligned to 1024 bytes.
 //
 // Depth along columns: one box has all rows (columns) of the result. Else rows are the depth, and 64 neighbouring rows
-// (columns) of the result are a box; `box_bytes` is from one to the next.
+// (columns) of the result are a box, right behind the last.
 //
-// Bits 0 to 13: the address; 16 to 29: bytes between boxes; 32 to 45: bytes between groups of eight rows; all in
-// sixteens. Bits 62 and 63: 1, the 128-byte swizzle.
-__host__ __device__ constexpr uint64_t group_operand(uint32_t address, uint32_t box_bytes) {
+// Bits 0 to 13: the address; 16 to 29: bytes between boxes, or 1 where there is one; 32 to 45: bytes between groups of
+// eight rows; all in sixteens. Bits 62 and 63: 1, the 128-byte swizzle.
+__host__ __device__ constexpr uint64_t group_operand(uint32_t address, bool along_depth) {
   constexpr uint64_t kEightRows = 8 * kBoxRowBytes;
+  const uint32_t box_bytes = along_depth ? 16 : 64 * kBoxRowBytes;
   return (uint64_t)(address >> 4 & 0x3fff) | (uint64_t)(box_bytes >> 4 & 0x3fff) << 16 | kEightRows / 16 << 32 |
          (uint64_t)1 << 62;
 }
@@ -109,6 +110,7 @@ void group_wait() {
   simt::exchange("wgmma.wait", nullptr, [](void* const*) { simt::warp_wait(kLeft); });
 }
 inline void group_hold(float (&)[64]) {}
+inline void group_hold(uint32_t (&)[4]) {}
 
 // d += A B with A's fragment in registers, and B's depth along its rows.
 template <class T>
@@ -132,10 +134,15 @@ template <int kLeft>
 __device__ __forceinline__ void group_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(kLeft) : "memory");
 }
-// Keeps the compiler from reading sums before the wait that stands above.
+// Keep the compiler from moving what is written before, or read behind, past this place: to group_begin's other side,
+// or that of group_wait.
 __device__ __forceinline__ void group_hold(float (&d)[64]) {
 #pragma unroll
   for (int i = 0; i < 64; ++i) asm volatile("" : "+f"(d[i])::"memory");
+}
+__device__ __forceinline__ void group_hold(uint32_t (&a)[4]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) asm volatile("" : "+r"(a[i])::"memory");
 }
 
 #define MASKFUSE_SUMS                                                                                               \

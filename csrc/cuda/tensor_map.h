@@ -24,8 +24,8 @@ struct TensorMap {
 using TensorMap = CUtensorMap;
 #endif
 
-// A row-major matrix [rows][columns], rows `ld` elements apart, for copies of box_rows x 64. `data` and rows are
-// aligned to 16 bytes; sizes are at least 1 and below 2^31.
+// A row-major matrix [rows][columns], rows `ld` elements apart, which do not overlap, for copies of box_rows x 64.
+// `data` and rows are aligned to 16 bytes; sizes are at least 1 and below 2^31.
 cudaError_t make_tensor_map(TensorMap* map, const void* data, int64_t rows, int64_t columns, int64_t ld, int box_rows,
                             Dtype dtype);
 

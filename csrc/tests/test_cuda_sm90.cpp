@@ -24,16 +24,16 @@ void descriptors_find_what_copies_put() {
       for (int outer = 0; outer < 128; ++outer)
         for (int depth = 0; depth < 16; ++depth) {
           // One box whose rows are those of the result.
-          const uint64_t along = group_operand(group_operand_at(base, first, true), 8192);
+          const uint64_t along = group_operand(group_operand_at(base, first, true), true);
           CHECK(group_element(along, true, outer, depth) == base + place_in_box(outer, first + depth), "%d, %d", outer,
                 first + depth);
           // Boxes of 64 rows (columns) of the result, whose rows are the depth.
-          const uint64_t across = group_operand(group_operand_at(base, first, false), 8192);
+          const uint64_t across = group_operand(group_operand_at(base, first, false), false);
           CHECK(group_element(across, false, outer, depth) ==
                     base + (uint32_t)outer / 64 * 8192 + place_in_box(first + depth, outer % 64),
                 "%d, %d", outer, first + depth);
         }
-  const uint64_t operand = group_operand(0x37400, 8192);
+  const uint64_t operand = group_operand(0x37400, false);
   CHECK((operand & 0x3fff) << 4 == 0x37400, "address");
   CHECK((operand >> 16 & 0x3fff) << 4 == 8192 && (operand >> 32 & 0x3fff) << 4 == 1024, "strides");
   CHECK(operand >> 49 == (uint64_t)1 << (62 - 49), "swizzle");
@@ -124,6 +124,7 @@ void copies_fill_boxes() {
         }
     }
   CHECK(make_tensor_map(&map, data.data() + 1, rows, columns, ld, 64, Dtype::bf16) != cudaSuccess, "unaligned data");
+  CHECK(make_tensor_map(&map, data.data(), rows, columns, 64, 64, Dtype::bf16) != cudaSuccess, "rows that overlap");
   CHECK(make_tensor_map(&map, data.data(), rows, columns, ld - 1, 64, Dtype::bf16) != cudaSuccess, "unaligned rows");
 }
 

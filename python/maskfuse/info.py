@@ -119,9 +119,7 @@ def _cuda_kernel(
     if len(mask.shape) == 4:
         images, kernel, _, _, stride, padding, dilation, groups = about
         out = mask.shape[0]
-        return ops.masked_conv2d_choice(
-            direction, images, kernel, out, stride, padding, dilation, groups, dtype, *gpu
-        )
+        return ops.masked_conv2d_choice(direction, images, kernel, out, stride, padding, dilation, groups, dtype, *gpu)
     batch = about[0]
     if packed and direction == "forward" and batch <= _DECODE_ROWS:
         return "decode"

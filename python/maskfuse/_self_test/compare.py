@@ -170,8 +170,31 @@ def close_periodic(what: str, got: Tensor, sums: Sums, dtype: torch.dtype, terms
         )
 
 
+def _multiprocessors(device: torch.device) -> int:
+    # Tests run the device's kernels on the host, which counts six (csrc/torch/cuda_library.h).
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 6
+
+
+def _capability(ops: Any, device: torch.device) -> int:
+    """Ten times the compute capability."""
+    if device.type != "cuda":
+        return int(ops.capability()) if hasattr(ops, "capability") else 0
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
 def side_of_large(device: torch.device) -> int:
     """Rows and columns of a result that has a tile of 128 x 128 for each multiprocessor, the last ones partial."""
-    # Tests run the device's kernels on the host, which counts six (csrc/torch/cuda_library.h).
-    count = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 6
-    return 128 * (math.isqrt(count - 1) + 1) - 27
+    return 128 * (math.isqrt(_multiprocessors(device) - 1) + 1) - 27
+
+
+def sides_of_hopper(ops: Any, device: torch.device) -> list[int]:
+    """Rows and columns of results that Hopper's kernel computes, with each of its tiles, the last ones partial."""
+    about = _multiprocessors(device), _capability(ops, device)
+    sides: dict[str, int] = {}
+    for tiles in range(1, 2 * math.isqrt(about[0]) + 1) if about[1] == 90 else ():
+        side = 128 * tiles - 24
+        kernel = ops.masked_linear_choice("forward", side, side, 64, torch.bfloat16, False, *about)
+        if kernel.startswith("product_sm90"):
+            sides.setdefault(kernel, side)
+    return list(sides.values())

@@ -22,6 +22,7 @@ from .compare import (
     plans,
     repeating,
     side_of_large,
+    sides_of_hopper,
     zero,
 )
 
@@ -95,29 +96,35 @@ def masked_linear(ops: Any, device: torch.device) -> None:
                 close("weight_grad", got, want, dtype, k)
                 zero("weight_grad", got, ~dense)
         if dtype in HALF and has_kernel(ops, "mask_lists", device):
-            _large(ops, o, dtype)
+            _large(ops, o, dtype, side_of_large(o.device), 72)
+            for side in sides_of_hopper(ops, o.device):
+                _large(ops, o, dtype, side, 456)  # more blocks of 64 than a ring has stages
 
 
-def _large(ops: Any, o: Operands, dtype: torch.dtype) -> None:
-    """Tiles of 128 x 128 on tensor cores, which are taken where every multiprocessor gets one."""
-    rows, columns, side, depth = LEFT_PERIOD, RIGHT_PERIOD, side_of_large(o.device), 72
+def _large(ops: Any, o: Operands, dtype: torch.dtype, side: int, depth: int) -> None:
+    """Tiles of 128 x 128 and more on tensor cores, which are taken where every multiprocessor gets one."""
+    rows, columns = LEFT_PERIOD, RIGHT_PERIOD
     down, across = repeating(rows, side, o.device), repeating(columns, side, o.device)
 
     x, w, dense = o.normal(rows, depth, dtype=dtype), o.normal(columns, depth, dtype=dtype), o.flags(columns, depth)
     xd, wd, bits = o.there(x, w.masked_fill(~dense, torch.nan), packed(dense))
-    got = ops.masked_linear(xd[down], wd[across], bits[across], [], None)
-    close_periodic("forward of large tiles", got, _sums(x, w, dense), dtype, depth)
+    for plan in plans(ops, bits[across], depth, 0):
+        got = ops.masked_linear(xd[down], wd[across], bits[across], plan, None)
+        close_periodic("forward of large tiles", got, _sums(x, w, dense), dtype, depth)
 
     dy, w, dense = o.normal(rows, depth, dtype=dtype), o.normal(depth, columns, dtype=dtype), o.flags(depth, columns)
     dyd, wd, flags = o.there(dy, w.masked_fill(~dense, torch.nan), dense)
-    got = ops.masked_linear_input_grad(dyd[down], wd[:, across], packed(flags[:, across]), [])
-    close_periodic("input_grad of large tiles", got, _sums(dy, w.T, dense.T), dtype, depth)
+    bits = packed(flags[:, across])
+    for plan in plans(ops, bits, side, 0):
+        got = ops.masked_linear_input_grad(dyd[down], wd[:, across], bits, plan)
+        close_periodic("input_grad of large tiles", got, _sums(dy, w.T, dense.T), dtype, depth)
 
     dy, x, dense = o.normal(depth, rows, dtype=dtype), o.normal(depth, columns, dtype=dtype), o.flags(rows, columns)
     dyd, xd, flags = o.there(dy, x, dense)
-    got = ops.masked_linear_weight_grad(dyd[:, down], xd[:, across], packed(flags[down][:, across]), [])
-    want = _sums(dy.T, x.T).times(dense)
-    close_periodic("weight_grad of large tiles", got, want, dtype, depth)
+    bits, want = packed(flags[down][:, across]), _sums(dy.T, x.T).times(dense)
+    for plan in plans(ops, bits, side, 0):
+        got = ops.masked_linear_weight_grad(dyd[:, down], xd[:, across], bits, plan)
+        close_periodic("weight_grad of large tiles", got, want, dtype, depth)
 
 
 def soft_masked_linear(ops: Any, device: torch.device) -> None:
