@@ -1,6 +1,5 @@
-// A block makes the list of one group: its threads each look at the words of one block of weights, and a ballot and the
-// warps' counts put what they found in order.
-#include "machine.h"
+// A block makes the list of one group: its threads each look at the words of one block of weights.
+#include "block_list.h"
 #include "mask_lists.h"
 
 namespace maskfuse::cuda {
@@ -37,30 +36,15 @@ template <bool kOfRows>
 __global__ void __launch_bounds__(kThreads)
     lists_kernel(const uint32_t* __restrict__ bits, int64_t rows, int64_t taps, int64_t words, int64_t tap_blocks,
                  int32_t* __restrict__ lists) {
-  int* const found = (int*)shared_memory();  // by each warp
   const int64_t group = blockIdx.x, blocks = taps * tap_blocks;
-  int32_t* const list = lists + group * (1 + blocks);
-  int count = 0;
-  for (int64_t first = 0; first < blocks; first += kThreads) {
-    const int64_t block = first + threadIdx.x, tap = block / tap_blocks, in_tap = block % tap_blocks;
-    const bool active =
-        block < blocks && (kOfRows ? any_active(bits, rows, taps, words, tap, group * kListGroup, kListGroup,
-                                                in_tap * (kListBlock / 32), kListBlock / 32)
-                                   : any_active(bits, rows, taps, words, tap, in_tap * kListBlock, kListBlock,
-                                                group * (kListGroup / 32), kListGroup / 32));
-    const uint32_t warp_found = ballot(active);
-    if (lane_index() == 0) found[warp_index()] = count_set(warp_found);
-    sync_block();
-    int place = count;
-    for (int w = 0; w < kWarps; ++w) {
-      if (w < warp_index()) place += found[w];
-      count += found[w];
-    }
-    if (active) list[1 + place + count_set(warp_found & ((1u << lane_index()) - 1))] = (int32_t)block;
-    sync_block();  // before the counts change
-  }
-  if (threadIdx.x == 0) list[0] = count;
-  for (int64_t i = count + (int64_t)threadIdx.x; i < blocks; i += kThreads) list[1 + i] = 0;
+  const auto active = [&](int64_t block) {
+    const int64_t tap = block / tap_blocks, in_tap = block % tap_blocks;
+    return kOfRows ? any_active(bits, rows, taps, words, tap, group * kListGroup, kListGroup,
+                                in_tap * (kListBlock / 32), kListBlock / 32)
+                   : any_active(bits, rows, taps, words, tap, in_tap * kListBlock, kListBlock,
+                                group * (kListGroup / 32), kListGroup / 32);
+  };
+  list_blocks<kThreads>(blocks, active, lists + group * (1 + blocks));
 }
 
 }  // namespace
