@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from functools import partial
+
 import maskfuse
 import pytest
 import torch
@@ -167,6 +170,45 @@ def test_the_ways_are_taken(monkeypatch):
     masked_conv2d(x, torch.randn(64, 32, 3, 3), Mask.full((64, 32, 3, 3)), None, 1, 1, 1, 2, channels=channels)
     masked_conv2d(x, w, Mask.full(w.shape), None, 1, 1, channels=torch.ones(8, 64, dtype=torch.bool))
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("weight_mask", ["full", "random", "channels", "bool", "real"])
+@pytest.mark.parametrize("kind", ["alike", "three in turn", "none"])
+def test_the_way_on_cuda(monkeypatch, kind, weight_mask, dtype):
+    """Its code with the CPU's kernels: what is read in place is known beforehand, and numbers are the reference's."""
+    module, in_place = sys.modules["maskfuse.functional.masked_conv2d"], []
+    gathered = maskfuse.ops.gathered_conv2d
+    monkeypatch.setattr(maskfuse.ops, "gathered_conv2d", lambda *a: in_place.append(a) or gathered(*a))
+    monkeypatch.setattr(module, "distrusted", lambda *a: False)
+    monkeypatch.setitem(module._OF_CHANNELS, "cpu", module._of_channels_on_cuda)
+    x, w, b = (torch.randn(*s, dtype=dtype) for s in ((N, 48, 7, 6), (OUT, 48, 5, 4), (OUT,)))
+    mask, channels = weight_masks(w.shape)[weight_mask], masks(N, 48)[kind]
+    if weight_mask == "real":
+        mask = mask.to(dtype)
+
+    def ours(*args, channels):
+        return masked_conv2d(*args, (2, 1), (1, 0), (1, 1), channels=channels)
+
+    def theirs(*args, channels):
+        return reference.masked_conv2d(*args, (2, 1), (1, 0), (1, 1), channels=channels).contiguous()
+
+    monkeypatch.setattr(torch.testing, "assert_close", partial(torch.testing.assert_close, atol=1e-3, rtol=1e-4))
+    check_like_reference(ours, theirs, x, w, mask, b, channels, channels[..., None, None])
+    taken = weight_mask == "channels" or (weight_mask == "full" and dtype == torch.float64)
+    assert len(in_place) == 2 * taken
+    if weight_mask == "channels":  # bits of channels that the mask hides are off
+        assert not in_place[0][2][:, 1:].any() and not (in_place[0][2] & ~0b10010010).any()
+    in_place.clear()
+    torch._dynamo.reset()
+    compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
+    want = reference.masked_conv2d(x, w, mask, b, (2, 1), (1, 0), channels=channels)
+    torch.testing.assert_close(compiled(x, w, mask, b, channels=channels), want)
+    assert len(in_place) == taken
+    monkeypatch.setattr(module, "distrusted", lambda *a: True)
+    in_place.clear()
+    ours(x, w, mask, b, channels=channels)
+    assert not in_place
 
 
 @pytest.mark.parametrize("padding", ["same", "valid", 1])

@@ -135,7 +135,9 @@ def explain(
     size: tuple[int, int] | None = None,
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Explanation:
-    """Which kernels run a masked layer, by the functions that choose them in a call.
+    """Which kernels run a masked layer, by the functions that choose them in a call without `channels`.
+
+    With `channels` a convolution may go another way: `masked_conv2d` says which, and by what.
 
     Args:
         layer_or_mask: a `MaskedLinear` or `MaskedConv2d`, or the `Mask` of one; a convolution's mask alone is taken

@@ -234,6 +234,11 @@ class Mask:
         return _KINDS[self._found()[0]]
 
     @property
+    def known_channels(self) -> bool:
+        """Whether the structure has been looked up, and is `channels`; the bits are not looked at."""
+        return self._facts is not None and _KINDS[self._facts[0]] == "channels"
+
+    @property
     def block(self) -> tuple[int, int] | None:
         """Size of the largest grid cell on which a `blocks` mask is constant, else None."""
         facts = self._found()

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import ops, reference
-from ..backends import choose, extend
+from ..backends import choose, distrusted, extend
 from ..mask import Mask
 from ..ops.masked_conv2d import output_size
 from . import _backends as _backends
@@ -63,8 +63,7 @@ def _of_channels(
         return _kernels(_channel_masks.zeroed(images, channels, 2), weight, mask, bias, geometry, packed)
     dense = _channel_masks.effective_weight(weight, mask)
     if groups == "in place":
-        bits = torch.ops.maskfuse.mask_pack(channels if channels.dim() == 2 else channels[None])
-        return ops.gathered_conv2d(images, dense, bits, bias, *geometry[:3])
+        return _in_place(images, dense, bias, geometry, channels)
 
     def product(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
         return F.conv2d(x, w, b, *geometry)
@@ -72,9 +71,49 @@ def _of_channels(
     return _channel_masks.compute(groups, images, dense, bias, product, size)
 
 
+def _in_place(images: Tensor, dense: Tensor, bias: Tensor | None, geometry: Geometry, channels: Tensor) -> Tensor:
+    bits = torch.ops.maskfuse.mask_pack(channels if channels.dim() == 2 else channels[None])
+    return ops.gathered_conv2d(images, dense, bits, bias, *geometry[:3])
+
+
+def _read_in_place_on_cuda(images: Tensor, mask: Mask, geometry: Geometry) -> bool:
+    """Whether a call with channels runs `gathered_conv2d` there: by what is known without a look at values.
+
+    Not where the weight's own mask leaves out more than whole channels, which would be lost; nor of a dense weight in
+    float32, where torch's convolution runs on tensor cores (TF32): by arithmetic, not yet measured.
+    """
+    if geometry.groups != 1 or torch._C._are_functorch_transforms_active():
+        return False
+    _ = mask.plan  # looks the structure up where the op would, so that the first call goes the way of all others
+    if not (mask.known_channels or (mask.known_full and images.dtype != torch.float32)):
+        return False
+    return not distrusted("cuda", "gathered_conv2d", images.device)
+
+
+def _of_channels_on_cuda(
+    images: Tensor,
+    weight: Tensor,
+    mask: Mask | Tensor,
+    bias: Tensor | None,
+    geometry: Geometry,
+    packed: Sequence[Tensor],
+    channels: Tensor,
+) -> Tensor:
+    if not isinstance(mask, Mask) or not _read_in_place_on_cuda(images, mask, geometry):
+        return _kernels(_channel_masks.zeroed(images, channels, 2), weight, mask, bias, geometry, packed)
+    if not mask.known_full:
+        dense = mask.dense()
+        weight = torch.where(dense, weight, weight.new_zeros(()))
+        channels = channels & dense.flatten(2).any(2).any(0)  # blocks that only the mask leaves out are not read either
+    return _in_place(images, weight, bias, geometry, channels)
+
+
 extend("cpu", {"masked_conv2d": _kernels})
 extend("cuda", {"masked_conv2d": _kernels})
 extend("reference", {"masked_conv2d": _reference})
+
+
+_OF_CHANNELS = {"cpu": _of_channels, "cuda": _of_channels_on_cuda}  # others zero the input
 
 
 def masked_conv2d(
@@ -99,12 +138,15 @@ def masked_conv2d(
     convolution, which runs on a masked copy of the weight where that is faster, in groups, and for a floating mask.
 
     With `channels` it is the convolution of `where(channels, input, 0)`: inactive channels contribute nothing even when
-    they are NaN, and their gradient is exactly 0. A kernel reads each image's channels where they lie (float32 and
-    float64), or images with the same channels are computed together on those alone (half types), or the input is
-    zeroed, whichever is estimated to be faster: 1.2 for a multiply-add that is read in place; 1.25 for one of a group,
-    32 for each element copied, 64 for each active weight of a group (192 for kernels larger than a pixel) and 2^23 for
-    each group; 1 for each multiply-add of all channels. The input is zeroed in traced and transformed code, on other
-    devices than the CPU, and in groups.
+    they are NaN, and their gradient is exactly 0. On the CPU a kernel reads each image's channels where they lie
+    (float32 and float64), or images with the same channels are computed together on those alone (half types), or the
+    input is zeroed, whichever is estimated to be faster: 1.2 for a multiply-add that is read in place; 1.25 for one of
+    a group, 32 for each element copied, 64 for each active weight of a group (192 for kernels larger than a pixel) and
+    2^23 for each group; 1 for each multiply-add of all channels. The input is zeroed in traced and transformed code,
+    and in groups. On CUDA no value is looked at: where the mask is known to hide nothing, or whole channels, a kernel
+    masks the input as it reads it, and leaves out blocks of 64 channels that none of the images at hand has active; it
+    gains where such blocks are inactive together, and was not measured yet. The input is zeroed there with any other
+    mask, in float32 with a mask that hides nothing, in transformed code and in groups, and on other devices always.
 
     Args:
         input: `[batch, in, height, width]` or `[in, height, width]`, any strides, float32, float64, bfloat16 or
@@ -155,8 +197,8 @@ def checked_masked_conv2d(
     def run(images: Tensor, geometry: Geometry) -> Tensor:
         if channels is not None:
             _channel_masks.check(channels, input, input.shape[:-2])
-            if backend.name == "cpu":
-                return _of_channels(images, weight, effective, bias, geometry, packed, channels)
+            if backend.name in _OF_CHANNELS:
+                return _OF_CHANNELS[backend.name](images, weight, effective, bias, geometry, packed, channels)
             images = _channel_masks.zeroed(images, channels, 2)
         return backend.ops["masked_conv2d"](images, weight, effective, bias, geometry, packed)
 
