@@ -114,6 +114,15 @@ def _conv() -> list[Row]:
         conv("conv 1x1 forward, 512 channels, 28x28, 50 %", "forward", **wide),
         conv("conv 3x3 forward + backward, 256 channels, 28x28, 50 %", "step", **small),
         conv("conv 3x3 forward, half of 256 channels, 28x28", "forward", **small, half_of_inputs=True),
+        conv("conv 3x3 forward, each image's half of 256 channels, 28x28", "of_channels", **small, each=1),
+        conv("conv 3x3 forward, each image's 2 of 4 groups of 64 channels, 28x28", "of_channels", **small, each=64),
+        conv("conv 1x1 forward, each image's 4 of 8 groups of 64 channels, 28x28", "of_channels", **wide, each=64),
+        conv(
+            "conv 3x3 forward + backward, each image's 2 of 4 groups of 64 channels, 28x28",
+            "of_channels_step",
+            **small,
+            each=64,
+        ),
     ]
 
 

@@ -54,6 +54,19 @@ def _conv(device: str, dtype: torch.dtype, layout: torch.memory_format) -> tuple
     return _step(lambda a, b: masked_conv2d(a, b, mask, None, 2, 1), device, x, w)
 
 
+def _of_channels(device: str, dtype: torch.dtype, layout: torch.memory_format, samples: int) -> tuple[Tensor, ...]:
+    """Channels of each image's own, or of all, in blocks and by themselves; of a mask of whole channels, as it is taken
+    in every dtype."""
+    x = torch.randn(3, 136, 9, 7).to(dtype).contiguous(memory_format=layout)
+    w = torch.randn(40, 136, 3, 3).to(dtype)
+    mask = Mask.channels((40, 136, 3, 3), inp=torch.randperm(136)[:130])
+    assert mask.structure == "channels"
+    mask, active = mask.to(device), torch.rand(samples, 136) < 0.5
+    active[0, 64:128] = False
+    active = (active if samples > 1 else active[0]).to(device)
+    return _step(lambda a, b: masked_conv2d(a, b, mask, None, 2, 1, channels=active), device, x, w)
+
+
 def _packed(device: str, dtype: torch.dtype, batch: int) -> tuple[Tensor, ...]:
     layer = MaskedLinear(200, 136, dtype=dtype, mask=Mask.random((136, 200), 0.3)).to(device).eval()
     layer.requires_grad_(False)
@@ -81,6 +94,9 @@ def cases() -> Iterator[tuple[str, str, Callable[[str], tuple[Tensor, ...]]]]:
         yield f"gated {dtype}", "gated_linear", lambda d, t=dtype: _gated(d, t)
         for layout in layouts:
             yield f"conv {layout} {dtype}", "masked_conv2d", lambda d, t=dtype, f=layout: _conv(d, t, f)
+            for samples in (1, 3):
+                name = f"conv of {samples} rows of channels {layout} {dtype}"
+                yield name, "masked_conv2d", lambda d, t=dtype, f=layout, n=samples: _of_channels(d, t, f, n)
             yield f"channels {layout} {dtype}", "channel_gather", lambda d, t=dtype, f=layout: _channels(d, t, f)
         for batch in (1, 13):
             yield f"packed {batch} {dtype}", "masked_linear", lambda d, t=dtype, b=batch: _packed(d, t, b)
