@@ -41,11 +41,11 @@ CONVS = [
     Conv(2, 24, 40, (11, 9), (5, 3), stride=(2, 3), padding=(2, 1)),
     Conv(1, 8, 16, (13, 12), (2, 3), dilation=(3, 2), padding=(0, 4)),
     Conv(70, 130, 8, (1, 1), (1, 1)),
-    Conv(3, 136, 130, (20, 20), (1, 1), stride=(1, 2)),
+    Conv(3, 136, 130, (14, 13), (1, 1), stride=(1, 2)),
     Conv(2, 3, 8, (5, 4), (5, 4), padding=(4, 3)),
 ]
 FORMATS = [torch.contiguous_format, torch.channels_last]
-KINDS = ["own", "in groups", "shared", "shared in groups", "some", "all", "none"]
+KINDS = ["own", "few", "in groups", "shared", "shared few", "shared in groups", "some", "all", "none"]
 
 
 def channels_of(kind, batch, width):
@@ -56,6 +56,8 @@ def channels_of(kind, batch, width):
         return flags.repeat_interleave(64, 1)[:, :width]
     if kind == "some":  # of some images
         return (torch.rand(rows, width) < 0.5) & (torch.rand(rows, 1) < 0.5)
+    if kind.endswith("few"):
+        return torch.rand(rows, width) < 0.02
     return torch.rand(rows, width) < {"all": 2.0, "none": 0.0}.get(kind, 0.5)
 
 
@@ -113,6 +115,8 @@ def test_against_exact_sums(machine, conv, dtype, memory_format):
         assert_sums_close(dw.cpu(), want[2], magnitude[2], dtype, dy[0, 0].numel() * conv.batch)
         assert positive_zeros(dw.cpu()[:, ~channels.any(0)])
         assert dw.is_contiguous()
+        if kind != "own":
+            continue
         again = (
             ops.gathered_conv2d(xd, wd, bits, bd, *conv.geometry),
             ops.gathered_conv2d_input_grad(dyd, wd, bits, list(conv.size), *conv.geometry),

@@ -14,9 +14,9 @@ using cuda::ConvKernel;
 
 namespace {
 
-// Bits of `rows` images: channels by themselves, or whole blocks of 64 of them.
-std::vector<uint32_t> some_channels(int64_t rows, int64_t channels, bool blocks) {
-  if (!blocks) return random_bits(rows, channels, 0.5);
+// Bits of `rows` images: channels by themselves, a share of them, or whole blocks of 64.
+std::vector<uint32_t> some_channels(int64_t rows, int64_t channels, bool blocks, double share) {
+  if (!blocks) return random_bits(rows, channels, share);
   const int64_t words = mask_words(channels), count = (channels + 63) / 64;
   const std::vector<uint32_t> chosen = random_bits(rows, count, 0.4);
   std::vector<uint32_t> bits((size_t)(rows * words), 0);
@@ -51,7 +51,7 @@ cuda::GatheredConv problem_of(Pass pass, Dtype dtype, const ConvShape& shape, co
 void lists(Pass pass, const Case& c, bool shared, bool blocks) {
   const ConvShape s = c.shape();
   const int64_t words = mask_words(c.in), ld = shared ? 0 : words, plane = s.out_h * s.out_w;
-  const std::vector<uint32_t> bits = some_channels(shared ? 1 : c.batch, c.in, blocks);
+  const std::vector<uint32_t> bits = some_channels(shared ? 1 : c.batch, c.in, blocks, 0.02);
   const cuda::GatheredConv g = problem_of(pass, Dtype::bf16, s, bits, ld);
   const cuda::ListShape shape = cuda::lists_of(g);
   const cuda::ConvProduct p = cuda::conv_product(g.conv);
@@ -108,7 +108,7 @@ void conv(Pass pass, Dtype dtype, const Case& c, const cuda::ConvChoice& product
   const int64_t taps = s.taps(), words = mask_words(c.in), ld = shared ? 0 : words;
   Pixels x(dtype, true, c.batch, c.in, c.h, c.w), y(dtype, true, c.batch, c.out, s.out_h, s.out_w);
   Matrix weight(dtype, c.out, taps * c.in), bias(dtype, 1, c.out);
-  const std::vector<uint32_t> bits = some_channels(shared ? 1 : c.batch, c.in, blocks);
+  const std::vector<uint32_t> bits = some_channels(shared ? 1 : c.batch, c.in, blocks, 0.5);
   const auto chosen = [&](int64_t n, int64_t i) { return bits[n * ld + i / 32] >> (i % 32) & 1; };
 
   const int64_t results = pass == Pass::forward      ? (int64_t)y.matrix.values.size()
