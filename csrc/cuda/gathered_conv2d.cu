@@ -13,7 +13,7 @@ ListShape lists_of(const GatheredConv& g) {
 }
 
 GatheredChoice choose(const GatheredConv& g, int multiprocessors) {
-  GatheredChoice choice{choose(g.conv, multiprocessors), lists_of(g), 0};
+  GatheredChoice choice{choose_implicit(g.conv, multiprocessors), lists_of(g), 0};
   choice.workspace_bytes = choice.product.workspace_bytes + choice.lists.groups * (1 + choice.lists.blocks) * 4;
   return choice;
 }

@@ -58,12 +58,7 @@ MaskedGemm matrix_product(const MaskedConv& c) {
 
 }  // namespace
 
-ConvChoice choose(const MaskedConv& c, const Device& device) {
-  if (pointwise(c.shape)) {
-    const LinearChoice linear = choose(matrix_product(c), device);
-    return {ConvKernel::linear, linear.large, linear.splits, linear.workspace_bytes, linear};
-  }
-  const int multiprocessors = device.multiprocessors;
+ConvChoice choose_implicit(const MaskedConv& c, int multiprocessors) {
   const ConvProduct p = conv_product(c);
   const int64_t element = dtype_size(c.dtype);
   const int groups = (int)c.shape.groups;
@@ -73,6 +68,12 @@ ConvChoice choose(const MaskedConv& c, const Device& device) {
   }
   const ProductCut cut = cut_product(p.m, p.n, p.depth_blocks, groups, multiprocessors);
   return {ConvKernel::product, cut.large, cut.splits, partial_floats(cut, p.m, p.n) * 4};
+}
+
+ConvChoice choose(const MaskedConv& c, const Device& device) {
+  if (!pointwise(c.shape)) return choose_implicit(c, device.multiprocessors);
+  const LinearChoice linear = choose(matrix_product(c), device);
+  return {ConvKernel::linear, linear.large, linear.splits, linear.workspace_bytes, linear};
 }
 
 cudaError_t masked_conv2d(const MaskedConv& c, const ConvChoice& choice, void* workspace, cudaStream_t stream) {

@@ -46,6 +46,9 @@ const char* refused(const ConvShape& shape);
 // The kernel and how it is cut, from sizes, type and alignment alone.
 ConvChoice choose(const MaskedConv& problem, const Device& device);
 
+// The same of implicit products alone.
+ConvChoice choose_implicit(const MaskedConv& problem, int multiprocessors);
+
 // `workspace` is 16-byte aligned. Bitwise the same for the same choice.
 cudaError_t masked_conv2d(const MaskedConv& problem, const ConvChoice& choice, void* workspace, cudaStream_t stream);
 

@@ -48,9 +48,7 @@ Tensor gathered_conv2d(const Tensor& input, const Tensor& weight, const Tensor& 
   cuda::MaskedConv& c = problem.g.conv;
   c.input = x.const_data_ptr(), c.weight = w.const_data_ptr();
   if (bias) added = as_contiguous(*bias), c.bias = added.const_data_ptr();
-  Tensor out = new_channels_innermost(input, s.batch, s.out, s.out_h, s.out_w);
-  if (out.numel() > 0) problem.run(out, kOp);
-  return in_format_of(input, out);
+  return image_from(input, s.batch, s.out, s.out_h, s.out_w, [&](Tensor& image) { problem.run(image, kOp); });
 }
 
 Tensor gathered_conv2d_input_grad(const Tensor& grad, const Tensor& weight, const Tensor& bits, Ints input_size,
@@ -62,9 +60,7 @@ Tensor gathered_conv2d_input_grad(const Tensor& grad, const Tensor& weight, cons
   Problem problem(Pass::input_grad, dtype, s, bits, kOp);
   const Tensor dy = channels_innermost(grad), w = channels_innermost(weight);
   problem.g.conv.output = dy.const_data_ptr(), problem.g.conv.weight = w.const_data_ptr();
-  Tensor out = new_channels_innermost(grad, s.batch, s.in, s.in_h, s.in_w);
-  if (out.numel() > 0) problem.run(out, kOp);
-  return in_format_of(grad, out);
+  return image_from(grad, s.batch, s.in, s.in_h, s.in_w, [&](Tensor& image) { problem.run(image, kOp); });
 }
 
 Tensor gathered_conv2d_weight_grad(const Tensor& grad, const Tensor& input, const Tensor& bits, Ints kernel_size,

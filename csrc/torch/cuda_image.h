@@ -7,31 +7,34 @@
 
 namespace maskfuse {
 
-// The tensor itself where its channels are innermost and nothing lies between its elements; else a copy that is so.
-inline Tensor channels_innermost(const Tensor& t) {
+// Whether channels are innermost and nothing lies between elements.
+inline bool has_channels_innermost(const Tensor& t) {
   int64_t step = 1;
   for (int64_t d : {1, 3, 2, 0}) {
-    if (t.size(d) != 1 && t.stride(d) != step)
-      return torch::stable::contiguous(t, torch::headeronly::MemoryFormat::ChannelsLast);
+    if (t.size(d) != 1 && t.stride(d) != step) return false;
     step *= t.size(d);
   }
-  return t;
+  return true;
 }
 
-// An uninitialised image for a kernel to write, channels innermost. Its strides are those that the result will have
-// (ops/masked_conv2d.py: image_like) wherever these describe that order: of one channel or one pixel both formats do.
-inline Tensor new_channels_innermost(const Tensor& like, int64_t batch, int64_t channels, int64_t height,
-                                     int64_t width) {
-  const int64_t sizes[] = {batch, channels, height, width};
-  const bool either = batch == 0 || channels <= 1 || height * width <= 1;
-  if (either && !is_channels_last(like)) return new_tensor(like, sizes, 4);
-  const int64_t strides[] = {height * width * channels, 1, width * channels, channels};
-  return new_strided(like, sizes, strides, 4);
+// The tensor itself where it lies so, else a copy.
+inline Tensor channels_innermost(const Tensor& t) {
+  return has_channels_innermost(t) ? t : torch::stable::contiguous(t, torch::headeronly::MemoryFormat::ChannelsLast);
 }
 
-// What a kernel wrote, in the memory format of `like`.
-inline Tensor in_format_of(const Tensor& like, const Tensor& image) {
-  return is_channels_last(like) ? image : as_contiguous(image);
+// A new image [batch, channels, height, width] in the memory format of `like`, into which write(image) has written one
+// with channels innermost; not called for one without elements. Strides are those of the format also where one channel
+// or one pixel makes both lie alike: traced code was told them (ops/masked_conv2d.py, image_like).
+template <class Write>
+Tensor image_from(const Tensor& like, int64_t batch, int64_t channels, int64_t height, int64_t width,
+                  const Write& write) {
+  Tensor image = empty_image(like, batch, channels, height, width);
+  if (image.numel() == 0) return image;
+  const bool in_place = has_channels_innermost(image);
+  Tensor written = in_place ? image : new_channels_last(like, batch, channels, height, width);
+  write(written);
+  if (!in_place) torch::stable::copy_(image, written);
+  return image;
 }
 
 }  // namespace maskfuse

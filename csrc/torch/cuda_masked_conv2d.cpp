@@ -4,28 +4,10 @@
 #include "../cuda/masked_conv2d.h"
 #include "conv_shape.h"
 #include "cuda_choice.h"
-#include "cuda_library.h"
-#include "image.h"
+#include "cuda_image.h"
 
 namespace maskfuse {
 namespace {
-
-using torch::headeronly::MemoryFormat;
-
-// Whether channels are innermost and nothing lies between elements.
-bool has_channels_innermost(const Tensor& t) {
-  int64_t step = 1;
-  for (int64_t d : {1, 3, 2, 0}) {
-    if (t.size(d) != 1 && t.stride(d) != step) return false;
-    step *= t.size(d);
-  }
-  return true;
-}
-
-// The tensor itself where it lies so, else a copy.
-Tensor channels_innermost(const Tensor& t) {
-  return has_channels_innermost(t) ? t : torch::stable::contiguous(t, MemoryFormat::ChannelsLast);
-}
 
 struct Operands {
   Tensor bits, lists, bias;
@@ -66,7 +48,8 @@ void attach_mask(cuda::MaskedConv& c, Operands& keep, const Tensor& bits, const 
   c.lists = (const int32_t*)keep.lists.const_data_ptr();
 }
 
-void run(const cuda::MaskedConv& c, const Tensor& out, const char* op) {
+void run(cuda::MaskedConv& c, Tensor& out, const char* op) {
+  c.result = out.mutable_data_ptr();
   const char* const refused = cuda::refused(c.shape);
   STD_TORCH_CHECK(!refused, op, ": there is no CUDA kernel for this convolution: ", refused);
   const cuda::ConvChoice choice = cuda::choose(c, {{multiprocessors(out), block_shared(out)}, capability(out)});
@@ -75,20 +58,6 @@ void run(const cuda::MaskedConv& c, const Tensor& out, const char* op) {
   check_launch(cuda::masked_conv2d(c, choice, choice.workspace_bytes > 0 ? workspace.mutable_data_ptr() : nullptr,
                                    current_stream(out)),
                op);
-}
-
-// Runs a pass whose result is an image of [channels, height, width], in the memory format of `like`. Strides are those
-// of that format also where one channel or one pixel makes both lie alike: traced code was told them.
-Tensor run_to_image(cuda::MaskedConv& c, const Tensor& like, int64_t channels, int64_t height, int64_t width,
-                    const char* op) {
-  Tensor image = empty_image(like, c.shape.batch, channels, height, width);
-  if (image.numel() == 0) return image;
-  const bool in_place = has_channels_innermost(image);
-  Tensor written = in_place ? image : new_channels_last(like, c.shape.batch, channels, height, width);
-  c.result = written.mutable_data_ptr();
-  run(c, image, op);
-  if (!in_place) torch::stable::copy_(image, written);
-  return image;
 }
 
 Tensor masked_conv2d(const Tensor& input, const Tensor& weight, const Tensor& bits, const std::vector<Tensor>& plan,
@@ -104,7 +73,8 @@ Tensor masked_conv2d(const Tensor& input, const Tensor& weight, const Tensor& bi
   const Tensor x = channels_innermost(input), w = channels_innermost(weight);
   c.input = x.const_data_ptr(), c.weight = w.const_data_ptr();
   if (bias) keep.bias = as_contiguous(*bias), c.bias = keep.bias.const_data_ptr();
-  return run_to_image(c, input, c.shape.out, c.shape.out_h, c.shape.out_w, kOp);
+  const ConvShape& s = c.shape;
+  return image_from(input, s.batch, s.out, s.out_h, s.out_w, [&](Tensor& image) { run(c, image, kOp); });
 }
 
 Tensor masked_conv2d_input_grad(const Tensor& grad, const Tensor& weight, const Tensor& bits,
@@ -119,7 +89,8 @@ Tensor masked_conv2d_input_grad(const Tensor& grad, const Tensor& weight, const 
   attach_mask(c, keep, bits, plan, kOp);
   const Tensor dy = channels_innermost(grad), w = channels_innermost(weight);
   c.output = dy.const_data_ptr(), c.weight = w.const_data_ptr();
-  return run_to_image(c, grad, c.shape.in, c.shape.in_h, c.shape.in_w, kOp);
+  const ConvShape& s = c.shape;
+  return image_from(grad, s.batch, s.in, s.in_h, s.in_w, [&](Tensor& image) { run(c, image, kOp); });
 }
 
 Tensor masked_conv2d_weight_grad(const Tensor& grad, const Tensor& input, const Tensor& bits,
@@ -136,7 +107,6 @@ Tensor masked_conv2d_weight_grad(const Tensor& grad, const Tensor& input, const 
   c.output = dy.const_data_ptr(), c.input = x.const_data_ptr();
   const int64_t sizes[] = {c.shape.out, c.shape.in / groups, c.shape.kernel_h, c.shape.kernel_w};
   Tensor out = new_tensor(grad, sizes, 4);
-  c.result = out.mutable_data_ptr();
   if (out.numel() > 0) run(c, out, kOp);
   return out;
 }
