@@ -180,7 +180,7 @@ def test_the_way_on_cuda(monkeypatch, kind, weight_mask, dtype):
     module, in_place = sys.modules["maskfuse.functional.masked_conv2d"], []
     gathered = maskfuse.ops.gathered_conv2d
     monkeypatch.setattr(maskfuse.ops, "gathered_conv2d", lambda *a: in_place.append(a) or gathered(*a))
-    monkeypatch.setattr(module, "distrusted", lambda *a: False)
+    monkeypatch.setattr(module, "trusted", lambda *a: True)
     monkeypatch.setitem(module._OF_CHANNELS, "cpu", module._of_channels_on_cuda)
     x, w, b = (torch.randn(*s, dtype=dtype) for s in ((N, 48, 7, 6), (OUT, 48, 5, 4), (OUT,)))
     mask, channels = weight_masks(w.shape)[weight_mask], masks(N, 48)[kind]
@@ -205,7 +205,7 @@ def test_the_way_on_cuda(monkeypatch, kind, weight_mask, dtype):
     want = reference.masked_conv2d(x, w, mask, b, (2, 1), (1, 0), channels=channels)
     torch.testing.assert_close(compiled(x, w, mask, b, channels=channels), want)
     assert len(in_place) == taken
-    monkeypatch.setattr(module, "distrusted", lambda *a: True)
+    monkeypatch.setattr(module, "trusted", lambda *a: False)
     in_place.clear()
     ours(x, w, mask, b, channels=channels)
     assert not in_place
