@@ -115,7 +115,7 @@ def simt_extension():
         include_dirs=[],
         py_limited_api=True,
         depends=depends("cpu", "cuda", "simt", "torch"),
-        extra_compile_args={"cxx": [*CXX_FLAGS, *ABI_DEFINES, "-O2", "-DMASKFUSE_SIMT"]},
+        extra_compile_args={"cxx": [*CXX_FLAGS, *ABI_DEFINES, "-O2", "-DMASKFUSE_SIMT", "-Wno-unknown-pragmas"]},
         extra_link_args=["-Wl,-s"],
     )
 
