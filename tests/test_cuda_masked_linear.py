@@ -251,6 +251,10 @@ def test_choice_of_kernel(machine):
     assert choice("forward", 8192, 4096, 4096, torch.float32, capability=90) == "element"
     with pytest.raises(RuntimeError, match="direction must be forward, input_grad or weight_grad, got back"):
         choice("back", 1, 1, 1, half)
+    with pytest.raises(RuntimeError, match="multiprocessors must be positive and sizes must not be negative"):
+        machine.ops.masked_linear_choice("forward", 8, 8, 8, half, False, 0, 90)
+    with pytest.raises(RuntimeError, match="sizes must not be negative"):
+        choice("forward", -1, 8, 8, half)
 
 
 @each_machine
@@ -263,6 +267,8 @@ def test_explained_kernels(machine):
     assert explained("forward", unstructured, 17, packed=True) == "product 64x64"
     assert explained("input_grad", unstructured, 16, packed=True) == "product 64x64"
     assert explained("forward", channels, 256) == "library" and explained("forward", channels, 8) != "library"
+    small = Mask.channels((32, 64), torch.arange(16))  # has no plan, and so no list of its channels
+    assert explained("forward", small, 512) != "library"
     conv = Mask.random((8, 4, 3, 3), 0.5)
     about = ([2, 4, 9, 9], [3, 3], conv.bits, [], [1, 1], [1, 1], [1, 1], 1)
     assert _cuda_kernel(machine.ops, "forward", conv, about, torch.float32, False, (132, 80)) == "element in 2 parts"

@@ -267,3 +267,15 @@ def test_safetensors(tmp_path):
 def test_bad_input(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+@pytest.mark.parametrize("shape", [(30, 30), (80, 80), (64, 64, 3, 3)], ids=str)
+def test_looking_at_a_mask_changes_no_result(shape):
+    """Which product a full mask runs is known from the first call on, whether or not somebody asked what it is."""
+    w, x = torch.randn(shape), torch.randn(2, 64, 9, 9) if len(shape) == 4 else torch.randn(300, shape[1])
+    op = maskfuse.masked_conv2d if len(shape) == 4 else maskfuse.masked_linear
+    mask = Mask.full(shape)
+    first = op(x, w, mask)
+    assert torch.equal(op(x, w, mask), first)
+    assert mask.structure == "full" and repr(mask)
+    assert torch.equal(op(x, w, mask), first)

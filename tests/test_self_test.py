@@ -190,6 +190,39 @@ def test_large_tiles_are_compared(check, call):
 
 
 @needs_simt
+@pytest.mark.parametrize("direction", ["forward", "input_grad", "weight_grad"])
+def test_convolutions_own_kernels_are_run(direction):
+    """Of the check of convolutions: both tiles of the implicit product, one cut in parts, and a product of matrices."""
+    chosen = set()
+
+    class Watched:
+        name = simt().name
+
+        def __getattr__(self, name):
+            op = getattr(simt(), name)
+            suffix = "" if direction == "forward" else f"_{direction}"
+
+            def call(*args):
+                result = op(*args)
+                given, other, *rest = args
+                size, out = list(given.shape), other.shape[0]
+                kernel = list(other.shape[2:])
+                if direction == "input_grad":
+                    size = list(result.shape)
+                if direction == "weight_grad":
+                    size, kernel, out = list(other.shape), rest[2], given.shape[1]
+                geometry = args[5:] if direction == "forward" else args[5:9]
+                chosen.add(simt().masked_conv2d_choice(direction, size, kernel, out, *geometry, given.dtype, 6, 80))
+                return result
+
+            return call if name == f"masked_conv2d{suffix}" else op
+
+    assert checks.failure(CHECKS["masked_conv2d"], Watched(), CPU) is None
+    for kernel in ("product 128x128", "product 64x64 in", "linear: product", "element in"):
+        assert any(name.startswith(kernel) for name in chosen), (kernel, chosen)
+
+
+@needs_simt
 @pytest.mark.parametrize("side", range(2), ids=["256x128", "128x128"])
 @pytest.mark.parametrize("call", CHECKS["masked_linear"].calls)
 def test_hopper_is_compared(call, side):

@@ -59,6 +59,17 @@ __device__ __forceinline__ bool tile_is_listed(const Sm90Problem& p, int64_t m0,
   return ballot(found) != 0;
 }
 
+// The same by the bits themselves.
+__device__ __forceinline__ bool tile_has_bits(const Sm90Problem& p, int64_t m0, int64_t n0, int rows, int columns) {
+  const int words = columns / 32;
+  bool found = false;
+  for (int i = lane_index(); i < rows * words; i += kWarp) {
+    const int64_t row = m0 + i / words, word = n0 / 32 + i % words;
+    found = found || (row < p.m && word < p.bits_ld && p.bits[row * p.bits_ld + word] != 0);
+  }
+  return ballot(found) != 0;
+}
+
 // A tile of C, and the blocks of the depth it takes.
 struct Sm90Work {
   int64_t m0, n0;
@@ -71,10 +82,11 @@ template <Pass kPass, class Tile>
 __device__ __forceinline__ Sm90Work sm90_work(const Sm90Problem& p, int64_t index) {
   const TileIndex tile = tile_of(index, ceil_div(p.m, Tile::kM), ceil_div(p.n, Tile::kN));
   Sm90Work work{tile.m * Tile::kM, tile.n * Tile::kN, nullptr, (int)p.depth_blocks};
-  if (!p.lists) return work;
   if constexpr (kPass == Pass::weight_grad) {
-    if (!tile_is_listed(p, work.m0, work.n0, Tile::kM, Tile::kN)) work.count = 0;
-  } else {
+    const bool wanted = p.lists ? tile_is_listed(p, work.m0, work.n0, Tile::kM, Tile::kN)
+                                : tile_has_bits(p, work.m0, work.n0, Tile::kM, Tile::kN);
+    if (!wanted) work.count = 0;
+  } else if (p.lists) {
     static_assert(Tile::kN == kListed);
     work.list = p.lists + tile.n * (1 + p.depth_blocks);
     work.count = work.list[0];

@@ -46,8 +46,8 @@ class SharedBarrier {
         ".reg .pred ended;\n"
         "again:\n"
         "mbarrier.try_wait.parity.shared::cta.b64 ended, [%0], %1;\n"
-        "@ended bra.uni done;\n"
-        "bra.uni again;\n"
+        "@ended bra done;\n"
+        "bra again;\n"
         "done:\n"
         "}\n" ::"r"(address()),
         "r"(parity)

@@ -77,6 +77,8 @@ inline ConvShape input_grad_shape(const char* op, const Tensor& grad, const Tens
   check_weight(weight, op);
   check_same_dtype(grad, "grad", weight, "weight", op);
   STD_TORCH_CHECK(size.size() == 2, op, ": input_size must be two integers, got ", size.size());
+  STD_TORCH_CHECK(size[0] >= 0 && size[1] >= 0, op, ": input_size must not be negative, got [", size[0], ", ", size[1],
+                  "]");
   const ConvShape shape = shape_of_conv(geometry, grad.size(0), weight.size(1) * geometry.groups, size[0], size[1],
                                         weight.size(0), weight.size(2), weight.size(3), op);
   check_shape(grad, {shape.batch, shape.out, shape.out_h, shape.out_w}, op, "grad");

@@ -13,6 +13,7 @@ struct Problem {
   Tensor bits;
 
   Problem(Pass pass, Dtype dtype, const ConvShape& shape, const Tensor& given, const char* op) {
+    check_taken(shape, op);
     check_bits(given, given.dim() == 2 && given.size(0) == 1 ? 1 : shape.batch, shape.in, op);
     bits = as_contiguous(given);
     g.conv.pass = pass, g.conv.dtype = dtype, g.conv.shape = shape;
@@ -21,8 +22,6 @@ struct Problem {
   }
 
   void run(Tensor& out, const char* op) {
-    const char* const refused = cuda::refused(g.conv.shape);
-    STD_TORCH_CHECK(!refused, op, ": there is no CUDA kernel for this convolution: ", refused);
     g.conv.result = out.mutable_data_ptr();
     const cuda::GatheredChoice choice = cuda::choose(g, multiprocessors(out));
     Tensor workspace;

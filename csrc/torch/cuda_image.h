@@ -2,10 +2,17 @@
 // that order first, results put back behind the kernel.
 #pragma once
 
+#include "../cuda/masked_conv2d.h"
 #include "cuda_library.h"
 #include "image.h"
 
 namespace maskfuse {
+
+// Raises where no kernel takes a convolution of this shape.
+inline void check_taken(const ConvShape& shape, const char* op) {
+  const char* const refused = cuda::refused(shape);
+  STD_TORCH_CHECK(!refused, op, ": there is no CUDA kernel for this convolution: ", refused);
+}
 
 // Whether channels are innermost and nothing lies between elements.
 inline bool has_channels_innermost(const Tensor& t) {

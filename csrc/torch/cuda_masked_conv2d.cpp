@@ -16,6 +16,7 @@ struct Operands {
 void attach_mask(cuda::MaskedConv& c, Operands& keep, const Tensor& bits, const std::vector<Tensor>& plan,
                  const char* op) {
   const ConvShape& s = c.shape;
+  check_taken(s, op);
   const int64_t in = s.in / s.groups, words = mask_words(in);
   check_bits(bits, s.out, s.columns(), op);
   STD_TORCH_CHECK(plan.empty() || plan.size() == (s.taps() > 1 ? 3 : 2), op,
@@ -50,8 +51,6 @@ void attach_mask(cuda::MaskedConv& c, Operands& keep, const Tensor& bits, const 
 
 void run(cuda::MaskedConv& c, Tensor& out, const char* op) {
   c.result = out.mutable_data_ptr();
-  const char* const refused = cuda::refused(c.shape);
-  STD_TORCH_CHECK(!refused, op, ": there is no CUDA kernel for this convolution: ", refused);
   const cuda::ConvChoice choice = cuda::choose(c, {{multiprocessors(out), block_shared(out)}, capability(out)});
   Tensor workspace;
   if (choice.workspace_bytes > 0) workspace = torch::stable::new_empty(out, {choice.workspace_bytes}, ScalarType::Byte);
@@ -116,8 +115,8 @@ std::string masked_conv2d_choice(std::string pass, Ints input_size, Ints kernel_
                                  Ints padding, Ints dilation, int64_t groups, ScalarType type, int64_t multiprocessors,
                                  int64_t capability) {
   constexpr const char* kOp = "masked_conv2d_choice";
-  STD_TORCH_CHECK(input_size.size() == 4 && kernel_size.size() == 2, kOp,
-                  ": input_size must have 4 numbers and kernel_size 2");
+  STD_TORCH_CHECK(input_size.size() == 4 && kernel_size.size() == 2 && multiprocessors > 0, kOp,
+                  ": input_size must have 4 numbers and kernel_size 2, and multiprocessors must be positive");
   cuda::MaskedConv c{};
   c.pass = pass_of(pass, kOp), c.dtype = dtype_of(type, kOp, "dtype");
   c.shape = shape_of_conv({stride, padding, dilation, groups}, input_size[0], input_size[1], input_size[2],

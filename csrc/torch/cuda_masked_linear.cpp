@@ -134,6 +134,8 @@ std::string masked_linear_choice(std::string pass, int64_t batch, int64_t out, i
                                  bool channels, int64_t multiprocessors, int64_t capability) {
   constexpr const char* kOp = "masked_linear_choice";
   cuda::MaskedGemm g{};
+  STD_TORCH_CHECK(multiprocessors > 0 && batch >= 0 && out >= 0 && in >= 0, kOp,
+                  ": multiprocessors must be positive and sizes must not be negative");
   g.dtype = dtype_of(type, kOp, "dtype"), g.channels = channels;
   g.pass = pass_of(pass, kOp);
   g.bits = (const uint32_t*)alignof(uint32_t);  // there are some

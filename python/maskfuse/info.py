@@ -12,7 +12,7 @@ from torch import nn
 from . import _library, backends
 from ._self_test.record import version
 from .functional._check import FLOATING
-from .mask import COMPACT_DENSITY, Mask
+from .mask import COMPACT_DENSITY, Mask, has_plan
 from .ops import LIBRARY_GEMM
 from .ops.library import library_info, pairs
 
@@ -52,6 +52,7 @@ _KERNELS = {
     "tiled": "register tiles of the gradient, masked as they are stored; empty ones skipped",
     "direct": "register tiles over all weights of the active channels, the mask applied as they are copied",
     "element": "register tiles of single elements, the mask applied as the weight is read",
+    "product_sm90": "tiles on Hopper's tensor cores, the weight masked in registers; empty blocks not visited",
     "product": "tiles on tensor cores, the mask applied between memory and shared memory; empty blocks not visited",
     "library": "torch's own product: on a masked copy, a panel at a time, or on the active channels alone",
 }
@@ -73,7 +74,7 @@ class Explanation:
         """One line a pass, one line a backend ruled out."""
         lines = [f"{self.op} on {self.device}: backend {self.backend}", f"  mask         {self.mask}"]
         for direction, kernel in self.kernels.items():
-            name = kernel.split()[0]
+            name = kernel.removeprefix("linear: ").split()[0]
             estimates = dict(self.estimates.get(direction, {}))
             cost = f", estimated {estimates.pop(name):,.0f} us" if name in estimates else ""
             detail = f": {_KERNELS[name]}" if name in _KERNELS else ""
@@ -96,7 +97,10 @@ def _conv_arguments(
         if layer_or_mask.padding == "valid":
             padding = [0, 0]
         elif layer_or_mask.padding == "same":
-            padding = [d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True)]
+            totals = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+            padding = [total // 2 for total in totals]
+            # A call pads by an odd pixel beforehand.
+            size = (size[0] + totals[0] % 2, size[1] + totals[1] % 2)
         else:
             padding = [int(p) for p in layer_or_mask.padding]
     if any(s + 2 * p < d * (k - 1) + 1 for s, p, d, k in zip(size, padding, dilation, kernel, strict=True)):
@@ -107,6 +111,12 @@ def _conv_arguments(
 
 # Rows up to which a packed weight is read on CUDA (kDecodeRows in csrc/cuda/masked_linear_decode.h).
 _DECODE_ROWS = 16
+
+
+def _reads_packed(layer_or_mask: Any, dtype: torch.dtype) -> bool:
+    """Whether calls of a layer in this dtype read values that were packed for CUDA, whose form is the last tensor."""
+    packed: Any = getattr(layer_or_mask, "_packed", ())
+    return bool(packed) and packed[-1].dtype == dtype and layer_or_mask._packed_holds(layer_or_mask.weight)
 
 
 def _cuda_kernel(
@@ -123,7 +133,7 @@ def _cuda_kernel(
     batch = about[0]
     if packed and direction == "forward" and batch <= _DECODE_ROWS:
         return "decode"
-    channels = mask.structure == "channels" and mask.density <= COMPACT_DENSITY
+    channels = has_plan(mask) and mask.structure == "channels" and mask.density <= COMPACT_DENSITY
     return ops.masked_linear_choice(direction, batch, *mask.shape, dtype, channels, *gpu)
 
 
@@ -172,6 +182,7 @@ def explain(
         raise TypeError(f"dtype must be float32, float64, bfloat16 or float16, got {dtype}")
 
     conv = len(mask.shape) == 4
+    _ = mask.plan  # what calls know of the mask they know from it
     op = "masked_conv2d" if conv else "masked_linear"
     about = _conv_arguments(layer_or_mask, mask, batch, size) if conv else (batch, mask.bits, mask.shape[1], mask.plan)
     backend = backends.choose(op, on, warn=False).name
@@ -189,10 +200,10 @@ def explain(
         if backend == "cuda":
             found = torch.cuda.get_device_properties(on)
             gpu = (found.multi_processor_count, 10 * found.major + found.minor)
-            packed = bool(getattr(layer_or_mask, "_packed", ()))
+            packed = _reads_packed(layer_or_mask, dtype)
             kernels[direction] = (
                 plain
-                if mask.structure == "full"
+                if mask.known_full
                 else _cuda_kernel(torch.ops.maskfuse, direction, mask, about, dtype, packed, gpu)
             )
         elif backend != "cpu":

@@ -32,7 +32,7 @@ class Mask:
 
     bits: Tensor
     shape: torch.Size
-    known_full: bool  # the bits have been looked at, and every weight is active
+    known_full: bool  # the plan was asked for, for which the bits were looked at, and every weight is active
     _plan: list[Tensor] | None
     _facts: tuple[int, ...] | None
 
@@ -235,8 +235,8 @@ class Mask:
 
     @property
     def known_channels(self) -> bool:
-        """Whether the structure has been looked up, and is `channels`; the bits are not looked at."""
-        return self._facts is not None and _KINDS[self._facts[0]] == "channels"
+        """Whether the plan was asked for, for which the bits were looked at, and the structure is `channels`."""
+        return bool(self._plan) and self._facts is not None and _KINDS[self._facts[0]] == "channels"
 
     @property
     def block(self) -> tuple[int, int] | None:
@@ -276,6 +276,7 @@ class Mask:
                 plan = self._plan  # another thread may have made it meanwhile
                 if plan is None:
                     plan = _make_plan(self)
+                    object.__setattr__(self, "known_full", has_plan(self) and self.structure == "full")
                     object.__setattr__(self, "_plan", plan)
         return plan
 
@@ -325,7 +326,6 @@ class Mask:
             facts = torch.ops.maskfuse.mask_structure(self.bits.cpu(), columns, max(inner, 1))
             # Two threads may both get here; they find the same.
             object.__setattr__(self, "_facts", tuple(facts.tolist()))
-            object.__setattr__(self, "known_full", self.structure == "full")
         assert self._facts is not None
         return self._facts
 
@@ -407,8 +407,13 @@ _PLANNED = 4096
 COMPACT_DENSITY = 0.8
 
 
+def has_plan(mask: Mask) -> bool:
+    """Whether masks of this shape have one, so that the structure is looked up for it."""
+    return len(mask.shape) in (2, 4) and mask.numel >= _PLANNED
+
+
 def _make_plan(mask: Mask) -> list[Tensor]:
-    if len(mask.shape) not in (2, 4) or mask.numel < _PLANNED or mask.structure == "full":
+    if not has_plan(mask) or mask.structure == "full":
         return []
     rows, columns = _rows_columns(mask.shape, "shape")
     if _on_host(mask.bits):

@@ -58,7 +58,7 @@ CHECKS = {
 NEEDS = {
     "masked_linear": ("mask", "masked_linear", "soft_masked_linear"),
     "gated_linear": ("gated_linear", "soft_masked_linear"),
-    "masked_conv2d": ("mask", "masked_conv2d"),
+    "masked_conv2d": ("mask", "masked_linear", "masked_conv2d"),
     "gathered_conv2d": ("mask", "gathered_conv2d"),  # masked_conv2d with channels
     "gated_conv2d": (),  # torch's own
     "channel_gather": ("channel_gather", "channel_scatter"),  # each is the other's gradient

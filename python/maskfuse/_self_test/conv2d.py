@@ -60,11 +60,13 @@ class Conv(NamedTuple):
         return height, width
 
 
-# Depths that are cut in parts, of taps and of pixels; groups with a stride and a dilation; a kernel of a single pixel.
+# Depths that are cut in parts, of taps and of pixels; groups with a stride and a dilation; a kernel of a single
+# pixel that meets every pixel, which is a product of matrices, and one that does not.
 _CONVS = (
     Conv(2, 70, 37, (7, 6), (3, 3), padding=1),
     Conv(2, 24, 20, (9, 8), (3, 2), stride=2, padding=2, dilation=2, groups=2, memory_format=torch.channels_last),
     Conv(12, 37, 70, (7, 7), (1, 1), memory_format=torch.channels_last),
+    Conv(12, 37, 70, (14, 14), (1, 1), stride=2, memory_format=torch.channels_last),
 )
 
 
@@ -157,15 +159,16 @@ def _large(ops: Any, o: Operands, dtype: torch.dtype) -> None:
     )
     close_periodic("input_grad of large tiles", pixels(dx), want, dtype, 216)
 
-    dy, x = o.normal(2, 61, 6, 6, dtype=dtype), o.normal(2, RIGHT_PERIOD, 6, 6, dtype=dtype)
+    # At a stride: otherwise it would be a product of matrices, and another kernel's.
+    dy, x = o.normal(2, 61, 6, 6, dtype=dtype), o.normal(2, RIGHT_PERIOD, 11, 11, dtype=dtype)
     dense = o.flags(61, RIGHT_PERIOD)
     dyd, xd, flags = o.there(dy, x, dense)
     down = repeating(61, side, o.device)
     bits = packed(flags[down][:, channels])
-    dw = ops.masked_conv2d_weight_grad(dyd[:, down], xd[:, channels], bits, [], [1, 1], [1, 1], [0, 0], [1, 1], 1)
+    dw = ops.masked_conv2d_weight_grad(dyd[:, down], xd[:, channels], bits, [], [1, 1], [2, 2], [0, 0], [1, 1], 1)
     want = Sums(
         *(
-            conv2d_weight(a, (61, RIGHT_PERIOD, 1, 1), b).flatten(1) * dense
+            conv2d_weight(a, (61, RIGHT_PERIOD, 1, 1), b, stride=2).flatten(1) * dense
             for a, b in ((x.double(), dy.double()), (x.double().abs(), dy.double().abs()))
         )
     )

@@ -50,7 +50,8 @@ def channel_gather(
     Args:
         input: `[N, C, ...]`, any dtype, any strides, any trailing dimensions or none.
         channels: slice or range of channels; bool `[C]`; integers `[K]`; or integers `[B, K]`, whose row j belongs to
-            sample j of the result. Negative integers count from the end. uint8 is an index, not a mask.
+            sample j of the result. Negative integers count from the end. uint8 is an index, not a mask. What a bool
+            tensor names is counted, for which a call waits on CUDA.
         batch: None for all samples; slice or range; bool `[N]`; or integers `[B]`.
 
     Returns:

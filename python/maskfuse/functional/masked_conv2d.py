@@ -27,11 +27,12 @@ def _kernels(
 ) -> Tensor:
     if not isinstance(mask, Mask):
         return F.conv2d(input, weight * mask, bias, *geometry)
+    # On the CPU groups take the bits alone; the CUDA kernels read them by taps, which the plan has. The plan is asked
+    # for first: what is known is known from it.
+    plan = mask.plan if geometry.groups == 1 or input.is_cuda else []
     if mask.known_full:
         return F.conv2d(input, weight, bias, *geometry)
-    # On the CPU groups take the bits alone; the CUDA kernels read them by taps, which the plan has.
-    plan = [*mask.plan, *packed] if geometry.groups == 1 or input.is_cuda else []
-    return ops.masked_conv2d(input, weight, mask.bits, plan, bias, *geometry)
+    return ops.masked_conv2d(input, weight, mask.bits, [*plan, *packed], bias, *geometry)
 
 
 def _reference(
@@ -145,7 +146,8 @@ def masked_conv2d(
     2^23 for each group; 1 for each multiply-add of all channels. The input is zeroed in traced and transformed code,
     and in groups. On CUDA no value is looked at: where the mask is known to hide nothing, or whole channels, a kernel
     masks the input as it reads it, and leaves out blocks of 64 channels that none of the images at hand has active; it
-    gains where such blocks are inactive together, and was not measured yet. The input is zeroed there with any other
+    gains where such blocks are inactive together, and was not measured yet; of a mask of whole channels the weight is
+    copied for it. The input is zeroed there with any other
     mask, in float32 with a mask that hides nothing, in transformed code and in groups, and on other devices always.
 
     Args:

@@ -18,9 +18,10 @@ def _kernels(
     input: Tensor, weight: Tensor, mask: Mask | Tensor, bias: Tensor | None, packed: Sequence[Tensor] = ()
 ) -> Tensor:
     if isinstance(mask, Mask):
+        plan = mask.plan  # first: what is known is known from it
         if mask.known_full and (ops.LIBRARY_GEMM or input.is_cuda):
             return F.linear(input, weight, bias)
-        return ops.masked_linear(input, weight, mask.bits, [*mask.plan, *packed], bias)
+        return ops.masked_linear(input, weight, mask.bits, [*plan, *packed], bias)
     return ops.soft_masked_linear(input, weight, mask, bias)
 
 
