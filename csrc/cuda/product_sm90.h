@@ -2,9 +2,8 @@
 // registers. What product.h does on every device since sm_80, for whole bits and aligned operands.
 //
 // The result is computed transposed, Ct[n][m] = sum over the depth of B[n] A[m], so that B, which is the weight, is the
-// operand that wgmma takes from registers: there it is masked, between ldmatrix and the multiplication, while the last
-// block's products still run. weight_grad has no masked operand: both come from shared memory, and the mask falls on
-// the result.
+// operand that wgmma takes from registers: there it is masked, between ldmatrix and the multiplication. weight_grad has
+// no masked operand: both come from shared memory, and the mask falls on the result.
 //
 // A block has two groups of four warps that multiply, each 64 of a tile's 128 rows of Ct, and one warp that copies (of
 // a group whose registers the others take). It runs tile after tile: while the groups write one, copies of the next are
@@ -188,8 +187,8 @@ template <class T, Pass kPass, class Tile>
 __device__ __forceinline__ void sum_tile(const Sm90Problem& p, Sm90Ring<Tile>& ring, const Sm90Work& work,
                                          float (&sums)[Tile::kHalves][64]) {
   constexpr bool kMasked = kPass != Pass::weight_grad, kAlongDepth = kPass == Pass::forward;
-  const int warp = shuffle(warp_index(), 0),
-            group = warp / kGroupWarps;  // shuffled: the compiler sees one for the warp
+  // Shuffled, so that the compiler sees that a warp's lanes have the same.
+  const int warp = shuffle(warp_index(), 0), group = warp / kGroupWarps;
   // Bits are read one step before their turn, and where a list says which, the list two steps before.
   const auto block_of = [&](int i) { return kMasked && i < work.count ? work.block(i) : -1; };
   const auto word_of = [&](int64_t block) {
