@@ -276,7 +276,8 @@ class Mask:
                 plan = self._plan  # another thread may have made it meanwhile
                 if plan is None:
                     plan = _make_plan(self)
-                    object.__setattr__(self, "known_full", has_plan(self) and self.structure == "full")
+                    found = self._facts if has_plan(self) else None  # a plan looks the structure up
+                    object.__setattr__(self, "known_full", found is not None and _KINDS[found[0]] == "full")
                     object.__setattr__(self, "_plan", plan)
         return plan
 
