@@ -64,15 +64,19 @@ def shape_of(operand: Tensor | torch.Size) -> torch.Size:
 
 
 def multilinear(
-    name: str, gradients: dict[int, Callable[..., Tensor]], bias: int | None = None, channel: int = -1
+    namespace: str,
+    name: str,
+    gradients: dict[int, Callable[..., Tensor]],
+    bias: int | None = None,
+    channel: int = -1,
 ) -> Product:
-    """Makes `maskfuse::name` differentiable and returns the function to call it by.
+    """Makes `namespace::name` differentiable and returns the function to call it by.
 
     `gradients[i]` maps (saved inputs..., output gradient) to the gradient of input `i`; it is called with the
     inputs as a list, those that need not be kept as their shapes, and must itself be differentiable. `bias` is the
     position of an operand that is added along dimension `channel` of the output.
     """
-    op = getattr(torch.ops.maskfuse, name).default
+    op = getattr(getattr(torch.ops, namespace), name).default
     arguments = op._schema.arguments
     count = len(arguments)
     plan = next((i for i, argument in enumerate(arguments) if str(argument.type) == "List[Tensor]"), None)
@@ -155,7 +159,7 @@ def multilinear(
         return tuple(unflatten(backward(ctx, grad)))
 
     torch.library.register_autograd(
-        f"maskfuse::{name}",
+        f"{namespace}::{name}",
         registered_backward,
         setup_context=lambda ctx, inputs, output: setup_recorded(ctx, flatten(inputs), output),
     )
@@ -215,21 +219,21 @@ def multilinear(
     return product
 
 
-def vmap_rows(name: str, row_operand: int) -> None:
+def vmap_rows(namespace: str, name: str, row_operand: int) -> None:
     """Registers vmap: a batch of the operand in front (any leading dimensions) is one more leading dimension.
 
     Where another operand is batched too, the samples are computed one by one: each has its own weight.
     """
-    _register_vmap(name, row_operand, folds=False)
+    _register_vmap(namespace, name, row_operand, folds=False)
 
 
-def vmap_samples(name: str, operand: int) -> None:
+def vmap_samples(namespace: str, name: str, operand: int) -> None:
     """The same where the operand's first dimension counts samples, among which a batch of them is folded."""
-    _register_vmap(name, operand, folds=True)
+    _register_vmap(namespace, name, operand, folds=True)
 
 
-def _register_vmap(name: str, row_operand: int, folds: bool) -> None:
-    op = getattr(torch.ops.maskfuse, name).default
+def _register_vmap(namespace: str, name: str, row_operand: int, folds: bool) -> None:
+    op = getattr(getattr(torch.ops, namespace), name).default
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
         batched = [i for i, dim in enumerate(in_dims) if isinstance(dim, int)]
@@ -251,4 +255,4 @@ def _register_vmap(name: str, row_operand: int, folds: bool) -> None:
         ]
         return torch.stack(outputs), 0
 
-    torch.library.register_vmap(f"maskfuse::{name}", rule)
+    torch.library.register_vmap(f"{namespace}::{name}", rule)

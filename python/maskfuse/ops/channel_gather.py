@@ -6,7 +6,7 @@ They have one signature, (input, channels, num_channels, batch, batch_size): the
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,21 +33,12 @@ def _(
     return activation_like(input, batch_size, num_channels)
 
 
-# What is put back, or summed where the index repeats an entry; `unique` would refuse those.
-channel_gather: Product = multilinear(
-    "channel_gather", {0: lambda v, grad: channel_scatter(grad, v[1], v[2], v[3], v[4], False)}
-)
-channel_scatter: Product = multilinear(
-    "channel_scatter", {0: lambda v, grad: channel_gather(grad, v[1], v[2], v[3], v[4])}
-)
-
-
-def vmap_trailing(name: str, operand: int = 0) -> None:
+def vmap_trailing(namespace: str, name: str, operand: int = 0) -> None:
     """Registers vmap for an op that treats all dimensions behind the channels alike: a batch is one more of them.
 
     Where an index is batched too, the samples are computed one by one.
     """
-    op: Callable[..., Tensor] = getattr(torch.ops.maskfuse, name).default
+    op: Callable[..., Tensor] = getattr(getattr(torch.ops, namespace), name).default
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
         values = [a.movedim(d, -1) if isinstance(d, int) else a for a, d in zip(args, in_dims, strict=True)]
@@ -62,8 +53,24 @@ def vmap_trailing(name: str, operand: int = 0) -> None:
         zeros = [v.new_zeros(v.shape[:-1]) if isinstance(d, int) else v for v, d in zip(values, in_dims, strict=True)]
         return op(*zeros).unsqueeze(0)[:0], 0
 
-    torch.library.register_vmap(f"maskfuse::{name}", rule)
+    torch.library.register_vmap(f"{namespace}::{name}", rule)
 
 
-vmap_trailing("channel_gather")
-vmap_trailing("channel_scatter")
+class ChannelGather(NamedTuple):
+    """The two ops of one namespace, differentiable."""
+
+    channel_gather: Product
+    channel_scatter: Product
+
+
+def products(namespace: str) -> ChannelGather:
+    """Makes a namespace's ops differentiable, once."""
+    # What is put back, or summed where the index repeats an entry; `unique` would refuse those.
+    gather = multilinear(namespace, "channel_gather", {0: lambda v, grad: scatter(grad, v[1], v[2], v[3], v[4], False)})
+    scatter = multilinear(namespace, "channel_scatter", {0: lambda v, grad: gather(grad, v[1], v[2], v[3], v[4])})
+    vmap_trailing(namespace, "channel_gather")
+    vmap_trailing(namespace, "channel_scatter")
+    return ChannelGather(gather, scatter)
+
+
+channel_gather, channel_scatter = products("maskfuse")

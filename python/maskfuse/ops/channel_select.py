@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -19,12 +21,20 @@ def _(grad: Tensor, mask: Tensor, max_channels: int) -> Tensor:
     return activation_like(grad, grad.shape[0], mask.shape[1])
 
 
-channel_select: Product = multilinear(
-    "channel_select", {0: lambda v, grad: channel_select_input_grad(grad, v[1], v[2])}
-)
-channel_select_input_grad: Product = multilinear(
-    "channel_select_input_grad", {0: lambda v, grad: channel_select(grad, v[1], v[2])}
-)
+class ChannelSelect(NamedTuple):
+    """The two ops of one namespace, differentiable."""
 
-vmap_trailing("channel_select")
-vmap_trailing("channel_select_input_grad")
+    channel_select: Product
+    channel_select_input_grad: Product
+
+
+def products(namespace: str) -> ChannelSelect:
+    """Makes a namespace's ops differentiable, once."""
+    select = multilinear(namespace, "channel_select", {0: lambda v, grad: input_grad(grad, v[1], v[2])})
+    input_grad = multilinear(namespace, "channel_select_input_grad", {0: lambda v, grad: select(grad, v[1], v[2])})
+    vmap_trailing(namespace, "channel_select")
+    vmap_trailing(namespace, "channel_select_input_grad")
+    return ChannelSelect(select, input_grad)
+
+
+channel_select, channel_select_input_grad = products("maskfuse")

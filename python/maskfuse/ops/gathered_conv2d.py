@@ -7,6 +7,8 @@ another of the three.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -36,32 +38,50 @@ def _(
     return grad.new_empty((grad.shape[1], input.shape[1], *kernel_size))
 
 
-# Inputs in order, behind them stride, padding, dilation:
-# (input, weight, bits, bias), (grad, weight, bits, input_size), (grad, input, bits, kernel_size).
-gathered_conv2d: Product = multilinear(
-    "gathered_conv2d",
-    {
-        0: lambda v, grad: gathered_conv2d_input_grad(grad, v[1], v[2], size_of(v[0]), *v[4:]),
-        1: lambda v, grad: gathered_conv2d_weight_grad(grad, v[0], v[2], size_of(v[1]), *v[4:]),
-    },
-    bias=3,
-    channel=1,
-)
-gathered_conv2d_input_grad: Product = multilinear(
-    "gathered_conv2d_input_grad",
-    {
-        0: lambda v, grad: gathered_conv2d(grad, v[1], v[2], None, *v[4:]),
-        1: lambda v, grad: gathered_conv2d_weight_grad(v[0], grad, v[2], size_of(v[1]), *v[4:]),
-    },
-)
-gathered_conv2d_weight_grad: Product = multilinear(
-    "gathered_conv2d_weight_grad",
-    {
-        0: lambda v, grad: gathered_conv2d(v[1], grad, v[2], None, *v[4:]),
-        1: lambda v, grad: gathered_conv2d_input_grad(v[0], grad, v[2], size_of(v[1]), *v[4:]),
-    },
-)
+class GatheredConv2d(NamedTuple):
+    """The three ops of one namespace, differentiable."""
 
-# Channels are each image's own: one call for each sample.
-for _name in ("gathered_conv2d", "gathered_conv2d_input_grad", "gathered_conv2d_weight_grad"):
-    vmap_samples(_name, -1)
+    gathered_conv2d: Product
+    gathered_conv2d_input_grad: Product
+    gathered_conv2d_weight_grad: Product
+
+
+def products(namespace: str) -> GatheredConv2d:
+    """Makes a namespace's ops differentiable, once.
+
+    Inputs in order, behind them stride, padding, dilation:
+    (input, weight, bits, bias), (grad, weight, bits, input_size), (grad, input, bits, kernel_size).
+    """
+    forward = multilinear(
+        namespace,
+        "gathered_conv2d",
+        {
+            0: lambda v, grad: input_grad(grad, v[1], v[2], size_of(v[0]), *v[4:]),
+            1: lambda v, grad: weight_grad(grad, v[0], v[2], size_of(v[1]), *v[4:]),
+        },
+        bias=3,
+        channel=1,
+    )
+    input_grad = multilinear(
+        namespace,
+        "gathered_conv2d_input_grad",
+        {
+            0: lambda v, grad: forward(grad, v[1], v[2], None, *v[4:]),
+            1: lambda v, grad: weight_grad(v[0], grad, v[2], size_of(v[1]), *v[4:]),
+        },
+    )
+    weight_grad = multilinear(
+        namespace,
+        "gathered_conv2d_weight_grad",
+        {
+            0: lambda v, grad: forward(v[1], grad, v[2], None, *v[4:]),
+            1: lambda v, grad: input_grad(v[0], grad, v[2], size_of(v[1]), *v[4:]),
+        },
+    )
+    # Channels are each image's own: one call for each sample.
+    for name in GatheredConv2d._fields:
+        vmap_samples(namespace, name, -1)
+    return GatheredConv2d(forward, input_grad, weight_grad)
+
+
+gathered_conv2d, gathered_conv2d_input_grad, gathered_conv2d_weight_grad = products("maskfuse")

@@ -6,7 +6,7 @@ The three ops are closed under differentiation: every gradient of one is another
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -77,40 +77,58 @@ def _(
     return grad.new_empty((grad.shape[1], input.shape[1] // groups, *kernel_size))
 
 
-# Inputs in order, behind them geometry = (stride, padding, dilation, groups):
-# (input, weight, bits, plan, bias), (grad, weight, bits, plan, input_size), (grad, input, bits, plan, kernel_size).
 def size_of(operand: Any) -> list[int]:
     """Height and width of a saved operand, or of its shape."""
     return list(shape_of(operand)[2:])
 
 
-masked_conv2d: Product = multilinear(
-    "masked_conv2d",
-    {
-        0: lambda v, grad: masked_conv2d_input_grad(grad, v[1], v[2], v[3], size_of(v[0]), *v[5:]),
-        1: lambda v, grad: masked_conv2d_weight_grad(grad, v[0], v[2], v[3], size_of(v[1]), *v[5:]),
-    },
-    bias=4,
-    channel=1,
-)
-masked_conv2d_input_grad: Product = multilinear(
-    "masked_conv2d_input_grad",
-    {
-        0: lambda v, grad: masked_conv2d(grad, v[1], v[2], v[3], None, *v[5:]),
-        1: lambda v, grad: masked_conv2d_weight_grad(v[0], grad, v[2], v[3], size_of(v[1]), *v[5:]),
-    },
-)
-masked_conv2d_weight_grad: Product = multilinear(
-    "masked_conv2d_weight_grad",
-    {
-        0: lambda v, grad: masked_conv2d(v[1], grad, v[2], v[3], None, *v[5:]),
-        1: lambda v, grad: masked_conv2d_input_grad(v[0], grad, v[2], v[3], size_of(v[1]), *v[5:]),
-    },
-)
+class MaskedConv2d(NamedTuple):
+    """The three ops of one namespace, differentiable."""
+
+    masked_conv2d: Product
+    masked_conv2d_input_grad: Product
+    masked_conv2d_weight_grad: Product
+
+
+def products(namespace: str) -> MaskedConv2d:
+    """Makes a namespace's ops differentiable, once.
+
+    Inputs in order, behind them geometry = (stride, padding, dilation, groups):
+    (input, weight, bits, plan, bias), (grad, weight, bits, plan, input_size), (grad, input, bits, plan, kernel_size).
+    """
+    forward = multilinear(
+        namespace,
+        "masked_conv2d",
+        {
+            0: lambda v, grad: input_grad(grad, v[1], v[2], v[3], size_of(v[0]), *v[5:]),
+            1: lambda v, grad: weight_grad(grad, v[0], v[2], v[3], size_of(v[1]), *v[5:]),
+        },
+        bias=4,
+        channel=1,
+    )
+    input_grad = multilinear(
+        namespace,
+        "masked_conv2d_input_grad",
+        {
+            0: lambda v, grad: forward(grad, v[1], v[2], v[3], None, *v[5:]),
+            1: lambda v, grad: weight_grad(v[0], grad, v[2], v[3], size_of(v[1]), *v[5:]),
+        },
+    )
+    weight_grad = multilinear(
+        namespace,
+        "masked_conv2d_weight_grad",
+        {
+            0: lambda v, grad: forward(v[1], grad, v[2], v[3], None, *v[5:]),
+            1: lambda v, grad: input_grad(v[0], grad, v[2], v[3], size_of(v[1]), *v[5:]),
+        },
+    )
+    vmap_samples(namespace, "masked_conv2d", 0)
+    vmap_samples(namespace, "masked_conv2d_input_grad", 0)
+    vmap_samples(namespace, "masked_conv2d_weight_grad", -1)  # a sum over samples: one result each
+    return MaskedConv2d(forward, input_grad, weight_grad)
+
+
+masked_conv2d, masked_conv2d_input_grad, masked_conv2d_weight_grad = products("maskfuse")
 
 # For callers that have seen that nothing is recorded, traced or transformed (`plain`).
 masked_conv2d_unrecorded = torch.ops.maskfuse.masked_conv2d_unrecorded.default._op
-
-vmap_samples("masked_conv2d", 0)
-vmap_samples("masked_conv2d_input_grad", 0)
-vmap_samples("masked_conv2d_weight_grad", -1)  # a sum over samples: one result each

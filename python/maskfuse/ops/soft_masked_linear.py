@@ -5,6 +5,8 @@ Weight and mask enter alike, so one op gives both of their gradients: (grad^T x)
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -30,33 +32,51 @@ def _(grad: Tensor, input: Tensor, factor: Tensor) -> Tensor:
     return grad.new_empty((grad.shape[-1], input.shape[-1]))
 
 
-# Inputs in order: (input, weight, mask, bias), (grad, weight, mask), (grad, input, factor).
-soft_masked_linear: Product = multilinear(
-    "soft_masked_linear",
-    {
-        0: lambda v, grad: soft_masked_linear_input_grad(grad, v[1], v[2]),
-        1: lambda v, grad: soft_masked_linear_weight_grad(grad, v[0], v[2]),
-        2: lambda v, grad: soft_masked_linear_weight_grad(grad, v[0], v[1]),
-    },
-    bias=3,
-)
-soft_masked_linear_input_grad: Product = multilinear(
-    "soft_masked_linear_input_grad",
-    {
-        0: lambda v, grad: soft_masked_linear(grad, v[1], v[2], None),
-        1: lambda v, grad: soft_masked_linear_weight_grad(v[0], grad, v[2]),
-        2: lambda v, grad: soft_masked_linear_weight_grad(v[0], grad, v[1]),
-    },
-)
-soft_masked_linear_weight_grad: Product = multilinear(
-    "soft_masked_linear_weight_grad",
-    {
-        0: lambda v, grad: soft_masked_linear(v[1], grad, v[2], None),
-        1: lambda v, grad: soft_masked_linear_input_grad(v[0], grad, v[2]),
-        2: lambda v, grad: soft_masked_linear_weight_grad(v[0], v[1], grad),
-    },
-)
+class SoftMaskedLinear(NamedTuple):
+    """The three ops of one namespace, differentiable."""
 
-vmap_rows("soft_masked_linear", 0)
-vmap_rows("soft_masked_linear_input_grad", 0)
-vmap_rows("soft_masked_linear_weight_grad", -1)
+    soft_masked_linear: Product
+    soft_masked_linear_input_grad: Product
+    soft_masked_linear_weight_grad: Product
+
+
+def products(namespace: str) -> SoftMaskedLinear:
+    """Makes a namespace's ops differentiable, once.
+
+    Inputs in order: (input, weight, mask, bias), (grad, weight, mask), (grad, input, factor).
+    """
+    forward = multilinear(
+        namespace,
+        "soft_masked_linear",
+        {
+            0: lambda v, grad: input_grad(grad, v[1], v[2]),
+            1: lambda v, grad: weight_grad(grad, v[0], v[2]),
+            2: lambda v, grad: weight_grad(grad, v[0], v[1]),
+        },
+        bias=3,
+    )
+    input_grad = multilinear(
+        namespace,
+        "soft_masked_linear_input_grad",
+        {
+            0: lambda v, grad: forward(grad, v[1], v[2], None),
+            1: lambda v, grad: weight_grad(v[0], grad, v[2]),
+            2: lambda v, grad: weight_grad(v[0], grad, v[1]),
+        },
+    )
+    weight_grad = multilinear(
+        namespace,
+        "soft_masked_linear_weight_grad",
+        {
+            0: lambda v, grad: forward(v[1], grad, v[2], None),
+            1: lambda v, grad: input_grad(v[0], grad, v[2]),
+            2: lambda v, grad: weight_grad(v[0], v[1], grad),
+        },
+    )
+    vmap_rows(namespace, "soft_masked_linear", 0)
+    vmap_rows(namespace, "soft_masked_linear_input_grad", 0)
+    vmap_rows(namespace, "soft_masked_linear_weight_grad", -1)
+    return SoftMaskedLinear(forward, input_grad, weight_grad)
+
+
+soft_masked_linear, soft_masked_linear_input_grad, soft_masked_linear_weight_grad = products("maskfuse")

@@ -1,0 +1,93 @@
+"""`masked_conv2d` with a binary mask, and its gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ._conv2d import Geometry, Under, check_images, outer_product, product
+from ._launch import op
+from ._operands import check_bits, check_floating, check_shape
+from ._plan import Plan, conv2d_plan
+from .mask import by_taps
+
+
+def _known(op: str, bits: Tensor, plan: list[Tensor], weight_shape: Sequence[int], like: Tensor) -> tuple[Tensor, Plan]:
+    """The bits by taps, and the plan."""
+    out, inp, height, width = weight_shape
+    taps = height * width
+    bits = check_bits(op, bits, out, inp * taps, like)
+    found = conv2d_plan(op, plan, out, taps, inp)
+    if taps == 1:
+        return bits, found
+    return by_taps(bits, inp * taps, taps) if found.by_taps is None else found.by_taps, found
+
+
+@op
+def masked_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bits: Tensor,
+    plan: list[Tensor],
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """`F.conv2d(input, where(mask, weight, 0), bias, stride, padding, dilation, groups)`."""
+    name = "masked_conv2d"
+    check_floating(name, input=input, weight=weight, bias=bias)
+    geometry = Geometry(stride, padding, dilation, groups)
+    size = check_images(name, input, weight.shape, geometry)
+    if bias is not None:
+        check_shape(name, "bias", bias, weight.shape[:1])
+    ordered, found = _known(name, bits, plan, weight.shape, input)
+    # A tile of 128 channels of a group is one of all channels only where groups are whole tiles.
+    lists = found.of_rows if groups == 1 or weight.shape[0] // groups % 128 == 0 else None
+    return product(input, weight, Under(ordered, lists), size, geometry, bias)
+
+
+@op
+def masked_conv2d_input_grad(
+    grad: Tensor,
+    weight: Tensor,
+    bits: Tensor,
+    plan: list[Tensor],
+    input_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """The adjoint of `masked_conv2d` in its input, `input_size` being that one's height and width."""
+    name = "masked_conv2d_input_grad"
+    check_floating(name, grad=grad, weight=weight)
+    geometry = Geometry(stride, padding, dilation, groups)
+    check_images(name, grad, weight.shape, geometry, input_size)
+    ordered, found = _known(name, bits, plan, weight.shape, grad)
+    lists = found.of_channels if groups == 1 else None  # which mix the groups' rows
+    return product(grad, weight, Under(ordered, lists), input_size, geometry, backward=True)
+
+
+@op
+def masked_conv2d_weight_grad(
+    grad: Tensor,
+    input: Tensor,
+    bits: Tensor,
+    plan: list[Tensor],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """The gradient of the weight, 0 where the mask is."""
+    name = "masked_conv2d_weight_grad"
+    check_floating(name, grad=grad, input=input)
+    geometry = Geometry(stride, padding, dilation, groups)
+    shape = (grad.shape[1], input.shape[1] // groups, *kernel_size)
+    check_images(name, grad, shape, geometry, input.shape[2:])
+    ordered, _ = _known(name, bits, plan, shape, grad)
+    return outer_product(grad, input, Under(ordered), kernel_size, geometry)
