@@ -1,4 +1,4 @@
-"""Convolutions on the kernels of `_conv2d_kernels.py`."""
+"""Convolutions on the kernels of `kernels/conv2d.py`."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from torch import Tensor
 from torch.library import wrap_triton
 
 from ..ops.masked_conv2d import image_like, output_size
-from ._conv2d_kernels import (
-    conv2d_outer_product_large,
-    conv2d_outer_product_small,
-    conv2d_outer_product_wide_small,
-    conv2d_product_few,
-    conv2d_product_large,
-    conv2d_product_small,
-    conv2d_product_wide_few,
-    conv2d_product_wide_small,
-)
 from ._device import capability
 from ._launch import launch
 from ._linear import add_parts, sums_of
+from ._operands import far
 from ._planner import cut_outer, cut_product
-from ._product import COLUMN_BITS, NOTHING, ROW_BITS, add_masked_parts_kernel
+from .kernels.conv2d import (
+    conv2d_outer_product_float_small,
+    conv2d_outer_product_large,
+    conv2d_outer_product_small,
+    conv2d_product_few,
+    conv2d_product_float_few,
+    conv2d_product_float_small,
+    conv2d_product_large,
+    conv2d_product_small,
+)
+from .kernels.product import COLUMN_BITS, NOTHING, ROW_BITS, add_masked_parts_kernel
 
 Ints = Sequence[int]
 
@@ -62,14 +63,14 @@ def _product_kernel(family: str, half: bool) -> Any:
     if family == "large":
         return wrap_triton(conv2d_product_large)
     if family == "small":
-        return wrap_triton(conv2d_product_small) if half else wrap_triton(conv2d_product_wide_small)
-    return wrap_triton(conv2d_product_few) if half else wrap_triton(conv2d_product_wide_few)
+        return wrap_triton(conv2d_product_small) if half else wrap_triton(conv2d_product_float_small)
+    return wrap_triton(conv2d_product_few) if half else wrap_triton(conv2d_product_float_few)
 
 
 def _outer_product_kernel(family: str, half: bool) -> Any:
     if family == "large":
         return wrap_triton(conv2d_outer_product_large)
-    return wrap_triton(conv2d_outer_product_small) if half else wrap_triton(conv2d_outer_product_wide_small)
+    return wrap_triton(conv2d_outer_product_small) if half else wrap_triton(conv2d_outer_product_float_small)
 
 
 def _innermost(t: Tensor, taps: int) -> Tensor:
@@ -141,6 +142,7 @@ def product(
         PIXEL_LISTS=under.of_pixels,
         BIAS=fused is not None,
         PARTS=cut.parts,
+        FAR=far(x, weight, to),
         ARCH=capability(x.device),
     )
     if cut.parts == 1:
@@ -191,6 +193,7 @@ def outer_product(g: Tensor, x: Tensor, under: Under, kernel: Ints, geometry: Ge
         KIND=kind,
         CHANNELS=chosen is not None,
         PARTS=cut.parts,
+        FAR=far(g, x, to),
         ARCH=capability(g.device),
     )
     if cut.parts > 1:
@@ -214,6 +217,7 @@ def outer_product(g: Tensor, x: Tensor, under: Under, kernel: Ints, geometry: Ge
             1,
             KIND=kind,
             PARTS=cut.parts,
+            FAR=far(to),
             BLOCK_N=32,
             BLOCK_K=64,
         )

@@ -24,6 +24,9 @@ assert _ops.library_info()
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 _launching = threading.Lock()
 
+listed: dict[Any, tuple[Configs, tuple[str, str, str]]] = {}
+"""Tuners, and the family and the names of sizes that each was made of: what is compiled ahead of time."""
+
 
 def schema_of(name: str) -> str:
     """The schema of `maskfuse::name` without the name: the Triton op of the same stem has the same one."""
@@ -63,14 +66,15 @@ def tuned(kernel: Any, configs: Configs, names: tuple[str, str, str], key: list[
         names: the kernel's parameters that a tile's three sizes go into.
         key: arguments whose values are timed apart, besides the device and the operands' dtypes.
     """
-    listed = configs[architecture(torch.device("cuda"))]
     found = [
         triton.Config(dict(zip(names, tile, strict=True)), num_warps=warps, num_stages=stages)
-        for tile, warps, stages in listed
+        for tile, warps, stages in configs[architecture(torch.device("cuda"))]
     ]
     if INTERPRETED:  # nothing to time
         return triton.autotune(found[:1], [])(kernel)
-    return triton.autotune(found, [*key, "ARCH"], cache_results=True)(kernel)
+    tuner = triton.autotune(found, [*key, "ARCH"], cache_results=True)(kernel)
+    listed[tuner] = configs, names
+    return tuner
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Products and sums of matrices on the kernels of `_product.py`."""
+"""Products and sums of matrices on the kernels of `kernels/product.py`."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from torch.library import wrap_triton
 
 from ._device import capability
 from ._launch import launch
+from ._operands import far
 from ._planner import cut_outer, cut_product
-from ._product import (
+from .kernels.product import (
     GATE,
     add_masked_parts_kernel,
     add_parts_kernel,
+    outer_product_float_small,
     outer_product_large,
     outer_product_small,
-    outer_product_wide_small,
     product_few,
+    product_float_few,
+    product_float_small,
     product_large,
     product_small,
-    product_wide_few,
-    product_wide_small,
 )
 
 
@@ -36,14 +37,14 @@ def _product_kernel(family: str, half: bool) -> Any:
     if family == "large":
         return wrap_triton(product_large)
     if family == "small":
-        return wrap_triton(product_small) if half else wrap_triton(product_wide_small)
-    return wrap_triton(product_few) if half else wrap_triton(product_wide_few)
+        return wrap_triton(product_small) if half else wrap_triton(product_float_small)
+    return wrap_triton(product_few) if half else wrap_triton(product_float_few)
 
 
 def _outer_product_kernel(family: str, half: bool) -> Any:
     if family == "large":
         return wrap_triton(outer_product_large)
-    return wrap_triton(outer_product_small) if half else wrap_triton(outer_product_wide_small)
+    return wrap_triton(outer_product_small) if half else wrap_triton(outer_product_float_small)
 
 
 def add_parts(parts: Tensor, bias: Tensor | None, like: Tensor) -> Tensor:
@@ -105,6 +106,7 @@ def product(
         LISTS=lists is not None,
         BIAS=fused is not None,
         PARTS=cut.parts,
+        FAR=far(x, weight, mask, to),
         ARCH=capability(x.device),
     )
     return y if cut.parts == 1 else add_parts(to, bias, y)
@@ -145,6 +147,7 @@ def outer_product(g: Tensor, x: Tensor, kind: int, mask: Tensor, weight: Tensor 
         *under,
         KIND=kind,
         PARTS=cut.parts,
+        FAR=far(g, x, weight, mask, to),
         ARCH=capability(x.device),
     )
     if cut.parts > 1:
@@ -165,6 +168,7 @@ def outer_product(g: Tensor, x: Tensor, kind: int, mask: Tensor, weight: Tensor 
             0,
             KIND=kind,
             PARTS=cut.parts,
+            FAR=far(weight, mask, to),
             BLOCK_N=32,
             BLOCK_K=64,
         )

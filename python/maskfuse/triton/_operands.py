@@ -69,3 +69,11 @@ def check_same_rows(op: str, grad: Tensor, input: Tensor) -> None:
         raise RuntimeError(
             f"{op}: grad {list(grad.shape)} and input {list(input.shape)} must have the same leading dimensions"
         )
+
+
+def far(*tensors: Tensor | None) -> bool:
+    """Whether offsets in any of these take more than 32 bits."""
+    return any(
+        t is not None and sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True)) >= 1 << 31
+        for t in tensors
+    )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ._operands import check_shape
-from ._product import LIST_BLOCK, LIST_GROUP
+from .kernels.product import LIST_BLOCK, LIST_GROUP
 
 _LISTS, _ACTIVE, _PACKED = 2, 4, 4
 

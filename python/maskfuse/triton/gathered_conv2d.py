@@ -12,7 +12,7 @@ from ..ops.mask import words
 from ._conv2d import Geometry, Under, check_images, outer_product, product
 from ._launch import op
 from ._operands import check_floating, check_shape
-from ._product import LIST_BLOCK, LIST_GROUP
+from .kernels.product import LIST_BLOCK, LIST_GROUP
 from .mask import listed
 
 

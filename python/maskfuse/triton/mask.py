@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 from torch.library import wrap_triton
 from torch.nn import functional as F
@@ -12,44 +11,10 @@ from torch.nn import functional as F
 from ..ops.mask import words
 from ._launch import launch, op, plain_op
 from ._operands import check_bits
-from ._product import LIST_BLOCK, LIST_GROUP
-from ._tile import bits_along_rows
+from .kernels.mask import pack_kernel, unpack_kernel
+from .kernels.product import LIST_BLOCK, LIST_GROUP
 
 _ROWS, _WORDS = 16, 4  # of a program's tile
-
-
-@triton.jit
-def pack_kernel(dense, bits, rows, columns, ld, R: tl.constexpr, W: tl.constexpr):
-    """Bytes [rows, columns] to words [rows, ld]."""
-    row = tl.program_id(0) * R + tl.arange(0, R)
-    word = tl.program_id(1) * W + tl.arange(0, W)
-    place = tl.arange(0, 32)
-    column = word[:, None] * 32 + place[None, :]
-    at = row[:, None, None].to(tl.int64) * columns + column[None, :, :]
-    here = (row[:, None, None] < rows) & (column[None, :, :] < columns)
-    flags = (tl.load(dense + at, mask=here, other=0) != 0).to(tl.int32)
-    packed = tl.sum(flags << place[None, None, :], 2)
-    tl.store(
-        bits + row[:, None].to(tl.int64) * ld + word[None, :],
-        packed,
-        mask=(row[:, None] < rows) & (word[None, :] < ld),
-    )
-
-
-@triton.jit
-def unpack_kernel(bits, dense, rows, columns, ld, R: tl.constexpr, W: tl.constexpr):
-    """Words [rows, ld] to bytes [rows, columns]."""
-    row = tl.program_id(0) * R + tl.arange(0, R)
-    word = tl.program_id(1) * W + tl.arange(0, W)
-    packed = tl.load(
-        bits + row[:, None].to(tl.int64) * ld + word[None, :],
-        mask=(row[:, None] < rows) & (word[None, :] < ld),
-        other=0,
-    )
-    column = tl.program_id(1) * W * 32 + tl.arange(0, W * 32)
-    at = row[:, None].to(tl.int64) * columns + column[None, :]
-    here = (row[:, None] < rows) & (column[None, :] < columns)
-    tl.store(dense + at, bits_along_rows(packed).to(tl.int8), mask=here)
 
 
 @op

@@ -11,7 +11,7 @@ from ._linear import outer_product, product
 from ._operands import as_rows, check_bits, check_fit, check_floating, check_same_rows, check_shape, of_rows
 from ._plan import linear_plan
 from ._planner import FEW_ROWS, cut_outer, cut_product
-from ._product import COLUMN_BITS, ROW_BITS
+from .kernels.product import COLUMN_BITS, ROW_BITS
 from .masked_linear_decode import decode
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from ._launch import op
 from ._linear import outer_product, product
 from ._operands import as_rows, check_fit, check_floating, check_same_rows, check_shape, of_rows
-from ._product import FACTOR
+from .kernels.product import FACTOR
 
 
 @op

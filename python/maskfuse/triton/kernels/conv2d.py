@@ -4,7 +4,7 @@
     conv2d_outer_product  sums over pixels: weight_grad, masked as it is stored
 
 The depth of a product is (tap, channel): each tap of the kernel is a product of its own, of the pixels that it meets.
-A group of a convolution is a program's third index. Everything else is as in `_product.py`; bits are by taps,
+A group of a convolution is a program's third index. Everything else is as in `product.py`; bits are by taps,
 [rows][taps][words(channels)] (csrc/cuda/mask_lists.h).
 
 With CHANNELS, `chosen` are bits [images or 1, words(channels)]: which channels of an image take part. Others are not
@@ -16,10 +16,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._launch import tuned
-from ._planner import CONV2D_LARGE, FEW, SMALL, WIDE_FEW, WIDE_SMALL
-from ._product import masked_weight, part_of, row_words, store_masked
-from ._tile import bits_along_columns, bits_along_rows, operand, rounded, tile_of
+from .._launch import tuned
+from .._planner import FEW, FLOAT_FEW, FLOAT_SMALL, SMALL, SQUARE
+from .product import masked_weight, part_of, row_words, store_masked
+from .tile import bits_along_columns, bits_along_rows, far, operand, rounded, tile_of
 
 
 @triton.jit
@@ -27,6 +27,12 @@ def pixels_of(pixel, height, width):
     """Image, row and column of pixels that are counted through all images."""
     area = height * width
     return pixel // area, pixel % area // width, pixel % width
+
+
+@triton.jit
+def at_pixel(image, row, column, of_image, of_row, of_column, FAR: tl.constexpr):
+    """Where pixels lie, by the strides of images, rows and columns."""
+    return far(image, FAR) * of_image + far(row, FAR) * of_row + far(column, FAR) * of_column
 
 
 @triton.jit
@@ -42,10 +48,10 @@ def met(at, tap, stride, padding, dilation, size, BACKWARD: tl.constexpr):
 
 
 @triton.jit
-def chosen_words(chosen, first_channel, image, channels, ld, C: tl.constexpr):
+def chosen_words(chosen, first_channel, image, channels, ld, FAR: tl.constexpr, C: tl.constexpr):
     """The words of C channels of each pixel's image: [C / 32, pixels]."""
     word = first_channel // 32 + tl.arange(0, C // 32)
-    at = image[None, :].to(tl.int64) * ld + word[:, None]
+    at = far(image[None, :], FAR) * ld + word[:, None]
     return tl.load(chosen + at, mask=(word[:, None] * 32 < channels) & (image[None, :] >= 0), other=0)
 
 
@@ -57,7 +63,7 @@ def conv2d_product_kernel(
     bits_group, bits_ld, bits_tap, chosen_ld, y_image, y_channel, y_row, y_column, list_ld,
     stride_row, stride_column, padding_row, padding_column, dilation_row, dilation_column, taps,
     KIND: tl.constexpr, BACKWARD: tl.constexpr, CHANNELS: tl.constexpr, LISTS: tl.constexpr, PIXEL_LISTS: tl.constexpr,
-    BIAS: tl.constexpr, PARTS: tl.constexpr, ARCH: tl.constexpr,
+    BIAS: tl.constexpr, PARTS: tl.constexpr, FAR: tl.constexpr, ARCH: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """m pixels of the result, n of its channels and k of the other side's in a group. With PARTS > 1 y is contiguous
@@ -80,7 +86,7 @@ def conv2d_product_kernel(
         count = tl.load(blocks - 1)
     begin, end = part_of(count, part, PARTS)
     if CHANNELS and BACKWARD:
-        of_result = chosen_words(chosen, n0, image, n, chosen_ld, BLOCK_N)
+        of_result = chosen_words(chosen, n0, image, n, chosen_ld, FAR, BLOCK_N)
         end = tl.where(tl.max(tl.max((of_result != 0).to(tl.int32), 1), 0) != 0, end, begin)
     acc = tl.zeros((BLOCK_N, BLOCK_M), dtype=ACC)
     for step in range(begin * STEPS, end * STEPS):
@@ -94,7 +100,7 @@ def conv2d_product_kernel(
         tap_column = tap - tap_row * kernel_width
         weight = masked_weight(
             w + tap_row.to(tl.int64) * w_row + tap_column * w_column, bits + tap * bits_tap,
-            n0, k0, n, k, w_n, w_k, bits_ld, bits_ld, KIND, ACC, BLOCK_N, BLOCK_K,
+            n0, k0, n, k, w_n, w_k, bits_ld, bits_ld, KIND, FAR, ACC, BLOCK_N, BLOCK_K,
         )  # fmt: skip
         other_row, row_there = met(row, tap_row, stride_row, padding_row, dilation_row, x_height, BACKWARD)
         other_column, column_there = met(
@@ -103,11 +109,9 @@ def conv2d_product_kernel(
         rk = k0 + tl.arange(0, BLOCK_K)
         here = (rk[:, None] < k) & ((image >= 0) & row_there & column_there)[None, :]
         if CHANNELS and not BACKWARD:
-            here = here & bits_along_columns(chosen_words(chosen, k0, image, k, chosen_ld, BLOCK_K))
-        at = (
-            (image.to(tl.int64) * x_image + other_row.to(tl.int64) * x_row + other_column.to(tl.int64) * x_column)[None, :]
-            + (group * k + rk)[:, None].to(tl.int64) * x_channel
-        )  # fmt: skip
+            here = here & bits_along_columns(chosen_words(chosen, k0, image, k, chosen_ld, FAR, BLOCK_K))
+        pixel = at_pixel(image, other_row, other_column, x_image, x_row, x_column, FAR)
+        at = pixel[None, :] + far((group * k + rk)[:, None], FAR) * x_channel
         acc = tl.dot(weight, operand(tl.load(x + at, mask=here, other=0.0)), acc, input_precision="ieee", out_dtype=ACC)
     if CHANNELS and BACKWARD:
         acc = tl.where(bits_along_columns(of_result), acc, 0.0)
@@ -115,12 +119,10 @@ def conv2d_product_kernel(
         acc += tl.load(bias + group * n + rn, mask=rn < n, other=0.0).to(ACC)[:, None]
     here = (rm[None, :] < m) & (rn[:, None] < n)
     if PARTS > 1:
-        to = (part.to(tl.int64) * m + rm[None, :]) * tl.num_programs(2) * n + (group * n + rn)[:, None]
+        to = far(part * m + rm[None, :], FAR) * tl.num_programs(2) * n + (group * n + rn)[:, None]
     else:
-        to = (
-            (image.to(tl.int64) * y_image + row.to(tl.int64) * y_row + column.to(tl.int64) * y_column)[None, :]
-            + (group * n + rn)[:, None].to(tl.int64) * y_channel
-        )  # fmt: skip
+        pixel = at_pixel(image, row, column, y_image, y_row, y_column, FAR)
+        to = pixel[None, :] + far((group * n + rn)[:, None], FAR) * y_channel
     tl.store(y + to, rounded(acc, y.dtype.element_ty), mask=here)
 
 
@@ -130,7 +132,7 @@ def conv2d_outer_product_kernel(
     g_image, g_channel, g_row, g_column, x_image, x_channel, x_row, x_column,
     bits_group, bits_ld, bits_tap, chosen_ld, y_n, y_k, y_tap,
     stride_row, stride_column, padding_row, padding_column, dilation_row, dilation_column, taps,
-    KIND: tl.constexpr, CHANNELS: tl.constexpr, PARTS: tl.constexpr, ARCH: tl.constexpr,
+    KIND: tl.constexpr, CHANNELS: tl.constexpr, PARTS: tl.constexpr, FAR: tl.constexpr, ARCH: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     """m pixels of the gradient g, n of its channels and k of the input's in a group: y is [groups n, k, taps] in any
@@ -147,15 +149,16 @@ def conv2d_outer_product_kernel(
     bits += group.to(tl.int64) * bits_group + tap * bits_tap
     begin, end = part_of(tl.cdiv(m, BLOCK_M), part, PARTS)
     if KIND != 0:
-        words = row_words(bits, n0, k0, n, k, bits_ld, BLOCK_N, BLOCK_K)
+        words = row_words(bits, n0, k0, n, k, bits_ld, FAR, BLOCK_N, BLOCK_K)
         end = tl.where(tl.max(tl.max((words != 0).to(tl.int32), 1), 0) != 0, end, begin)
     acc = tl.zeros((BLOCK_N, BLOCK_K), dtype=ACC)
     for step in range(begin, end):
         rm = step * BLOCK_M + tl.arange(0, BLOCK_M)
         image, row, column = pixels_of(rm, g_height, g_width)
-        at = (image.to(tl.int64) * g_image + row.to(tl.int64) * g_row + column.to(tl.int64) * g_column)[None, :]
         left = tl.load(
-            g + at + (group * n + rn)[:, None].to(tl.int64) * g_channel,
+            g
+            + at_pixel(image, row, column, g_image, g_row, g_column, FAR)[None, :]
+            + far((group * n + rn)[:, None], FAR) * g_channel,
             mask=(rn[:, None] < n) & (rm[None, :] < m),
             other=0.0,
         )
@@ -167,35 +170,32 @@ def conv2d_outer_product_kernel(
         if CHANNELS:
             word = k0 // 32 + tl.arange(0, BLOCK_K // 32)
             of_pixels = tl.load(
-                chosen + image[:, None].to(tl.int64) * chosen_ld + word[None, :],
+                chosen + far(image[:, None], FAR) * chosen_ld + word[None, :],
                 mask=(rm[:, None] < m) & (word[None, :] * 32 < k),
                 other=0,
             )
             here = here & bits_along_rows(of_pixels)
-        at = (
-            (image.to(tl.int64) * x_image + other_row.to(tl.int64) * x_row + other_column.to(tl.int64) * x_column)[:, None]
-            + (group * k + rk)[None, :].to(tl.int64) * x_channel
-        )  # fmt: skip
-        right = tl.load(x + at, mask=here, other=0.0)
+        pixel = at_pixel(image, other_row, other_column, x_image, x_row, x_column, FAR)
+        right = tl.load(x + pixel[:, None] + far((group * k + rk)[None, :], FAR) * x_channel, mask=here, other=0.0)
         acc = tl.dot(operand(left), operand(right), acc, input_precision="ieee", out_dtype=ACC)
     if PARTS > 1:
-        at = ((part.to(tl.int64) * taps + tap) * groups + group) * n + rn[:, None]
+        at = far(((part * taps + tap) * groups + group) * n + rn[:, None], FAR)
         tl.store(y + at * k + rk[None, :], acc, mask=(rn[:, None] < n) & (rk[None, :] < k))
     else:
         y += group.to(tl.int64) * n * y_n + tap * y_tap
         store_masked(
-            acc, y, bits, y, y, n0, k0, n, k, 0, 0, bits_ld, 1, y_n, y_k, KIND, ACC, BLOCK_N, BLOCK_K
+            acc, y, bits, y, y, n0, k0, n, k, 0, 0, bits_ld, 1, y_n, y_k, KIND, FAR, ACC, BLOCK_N, BLOCK_K
         )  # fmt: skip
 
 
 _TILE, _OUTER_TILE = ("BLOCK_M", "BLOCK_N", "BLOCK_K"), ("BLOCK_N", "BLOCK_K", "BLOCK_M")
 _KEY = ["n", "k", "taps", "y_height", "BACKWARD"]
 _OUTER_KEY = ["n", "k", "taps", "g_height"]
-conv2d_product_large = tuned(conv2d_product_kernel, CONV2D_LARGE, _TILE, _KEY)
+conv2d_product_large = tuned(conv2d_product_kernel, SQUARE, _TILE, _KEY)
 conv2d_product_small = tuned(conv2d_product_kernel, SMALL, _TILE, _KEY)
 conv2d_product_few = tuned(conv2d_product_kernel, FEW, _TILE, _KEY)
-conv2d_product_wide_small = tuned(conv2d_product_kernel, WIDE_SMALL, _TILE, _KEY)
-conv2d_product_wide_few = tuned(conv2d_product_kernel, WIDE_FEW, _TILE, _KEY)
-conv2d_outer_product_large = tuned(conv2d_outer_product_kernel, CONV2D_LARGE, _OUTER_TILE, _OUTER_KEY)
+conv2d_product_float_small = tuned(conv2d_product_kernel, FLOAT_SMALL, _TILE, _KEY)
+conv2d_product_float_few = tuned(conv2d_product_kernel, FLOAT_FEW, _TILE, _KEY)
+conv2d_outer_product_large = tuned(conv2d_outer_product_kernel, SQUARE, _OUTER_TILE, _OUTER_KEY)
 conv2d_outer_product_small = tuned(conv2d_outer_product_kernel, SMALL, _OUTER_TILE, _OUTER_KEY)
-conv2d_outer_product_wide_small = tuned(conv2d_outer_product_kernel, WIDE_SMALL, _OUTER_TILE, _OUTER_KEY)
+conv2d_outer_product_float_small = tuned(conv2d_outer_product_kernel, FLOAT_SMALL, _OUTER_TILE, _OUTER_KEY)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._launch import INTERPRETED
+from .._launch import INTERPRETED
 
 # Triton's interpreter multiplies bfloat16 as if it were integers, and rounds to it towards zero.
 _INTERPRETED = tl.constexpr(INTERPRETED)
@@ -64,3 +64,10 @@ def tile_of(index, rows, columns, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
 def sigmoid(t):
     """The gate of scores, in their own precision: float32 or float64."""
     return 1 / (1 + tl.exp(-t))
+
+
+@triton.jit
+def far(index, FAR: tl.constexpr):
+    """An index that is to be multiplied by a stride: in 64 bits where an operand reaches over 2^31 elements. Elsewhere
+    in 32, since addresses take most of the registers."""
+    return index.to(tl.int64) if FAR else index

@@ -1,0 +1,1 @@
+"""The kernels: pointers, sizes and strides, no tensors."""
