@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+
 import maskfuse
 import pytest
 import torch
 from maskfuse._accuracy import sum_bound
 
+# Where there is no GPU, Triton's interpreter runs the Triton kernels, if it is told before anything imports triton.
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+if HAS_TRITON and not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+    import triton_interpreter
+
+    triton_interpreter.patch_once_a_launch()
+
 LEVELS = maskfuse.build_info()["cpu_levels"]
-# A backend under test is an entry here, not a copy of the tests.
-BACKENDS = [f"cpu-{level}" for level in LEVELS] + ["reference"]
+INTERPRETED = HAS_TRITON and os.environ.get("TRITON_INTERPRET") == "1"
+# A backend under test is an entry here, not a copy of the tests. These take tensors on the CPU.
+BACKENDS = [f"cpu-{level}" for level in LEVELS] + ["triton"] * INTERPRETED + ["reference"]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
@@ -22,6 +34,23 @@ def backend(request):
         yield request.param
     if before is not None:
         torch.ops.maskfuse.set_cpu_level(before)
+
+
+def few(backend: str, *values: object, of: int = 1) -> tuple:
+    """The values that a test loops over; the first ones of them in Triton's interpreter, which is a thousand times
+    slower than a kernel."""
+    return values[:of] if backend == "triton" else values
+
+
+def thorough(backend: str) -> dict[str, bool]:
+    """How gradcheck is called: element by element, or where that takes too long along a random direction."""
+    return {"fast_mode": backend == "triton"}
+
+
+def once(backend: str, kernel: str, first: str) -> None:
+    """Skips a test of the CPU's kernels by name on other backends, but for the first of them."""
+    if not backend.startswith("cpu") and kernel != first:
+        pytest.skip("has no kernel of that name")
 
 
 @pytest.fixture(autouse=True)

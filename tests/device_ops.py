@@ -1,4 +1,5 @@
-"""Where the ops' CUDA implementations run in tests: on a GPU, and on the host by `make simt` (csrc/simt/simt.h)."""
+"""Where the ops of GPUs run in tests: the CUDA ones on a GPU, and on the host by `make simt` (csrc/simt/simt.h); the
+Triton ones on a GPU, or where there is none in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import HAS_TRITON
 
 _BUILT = Path(__file__).resolve().parent.parent / "build/simt"
 
@@ -29,21 +31,43 @@ def _cuda() -> SimpleNamespace | None:
     return SimpleNamespace(name="cuda", ops=torch.ops.maskfuse, device="cuda")
 
 
-MACHINES = {"simt": _simt(), "cuda": _cuda()}
-_REASONS = {"simt": "needs build/simt (make simt)", "cuda": "needs a GPU and the CUDA library"}
+def _triton() -> SimpleNamespace | None:
+    if not HAS_TRITON:
+        return None
+    import maskfuse.triton
 
-each_machine = pytest.mark.parametrize(
-    "machine",
-    [
-        pytest.param(
-            machine,
-            id=name,
-            marks=[pytest.mark.skipif(machine is None, reason=_REASONS[name])] + [pytest.mark.cuda] * (name == "cuda"),
-        )
-        for name, machine in MACHINES.items()
-    ],
-)
+    device = "cpu" if maskfuse.triton.INTERPRETED else "cuda"
+    return SimpleNamespace(name="triton", ops=torch.ops.maskfuse_triton, device=device)
+
+
+MACHINES = {"simt": _simt(), "cuda": _cuda(), "triton": _triton()}
+_REASONS = {
+    "simt": "needs build/simt (make simt)",
+    "cuda": "needs a GPU and the CUDA library",
+    "triton": "needs triton",
+}
+
+
+def _each(*names: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(
+        "machine",
+        [
+            pytest.param(
+                MACHINES[name],
+                id=name,
+                marks=[pytest.mark.skipif(MACHINES[name] is None, reason=_REASONS[name])]
+                + [pytest.mark.cuda] * (name == "cuda" or getattr(MACHINES[name], "device", "cpu") == "cuda"),
+            )
+            for name in names
+        ],
+    )
+
+
+each_machine = _each(*MACHINES)
 """Runs a test on each: `machine.ops` are the ops, for tensors on `machine.device`."""
+
+each_cuda_machine = _each("simt", "cuda")
+"""Where the test is about the CUDA kernels: which is chosen, and how they word what is wrong."""
 
 
 def poisoned(machine: SimpleNamespace) -> None:

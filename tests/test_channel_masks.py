@@ -181,7 +181,7 @@ def test_the_way_on_cuda(monkeypatch, kind, weight_mask, dtype):
     gathered = maskfuse.ops.gathered_conv2d
     monkeypatch.setattr(maskfuse.ops, "gathered_conv2d", lambda *a: in_place.append(a) or gathered(*a))
     monkeypatch.setattr(module, "trusted", lambda *a: True)
-    monkeypatch.setitem(module._OF_CHANNELS, "cpu", module._of_channels_on_cuda)
+    monkeypatch.setitem(module._OF_CHANNELS, "cpu", partial(module._of_channels_on_gpu, "cuda"))
     x, w, b = (torch.randn(*s, dtype=dtype) for s in ((N, 48, 7, 6), (OUT, 48, 5, 4), (OUT,)))
     mask, channels = weight_masks(w.shape)[weight_mask], masks(N, 48)[kind]
     if weight_mask == "real":

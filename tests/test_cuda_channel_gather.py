@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from device_ops import each_machine, poisoned
+from device_ops import each_cuda_machine, each_machine, poisoned
 from maskfuse import reference
 from test_channel_gather import ALL_DTYPES, LAYOUTS, SHAPES, check_same, expected_format, values
 
@@ -63,7 +63,7 @@ def check_bits(got, want):
     check_same(bits(got), bits(want))
 
 
-@each_machine
+@each_cuda_machine
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("trailing", SHAPES, ids=str)
 def test_layouts_and_shapes(machine, trailing, layout):
@@ -97,7 +97,7 @@ def test_dtypes(machine, dtype, layout):
         check_bits(scatter(machine, y, c, C, b, N), CPU.channel_scatter(y, c, C, b, N, False))
 
 
-@each_machine
+@each_cuda_machine
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float32, torch.complex64], ids=str)
 @pytest.mark.parametrize("plane", ODD_PLANES, ids=str)
 def test_planes_of_any_alignment(machine, plane, dtype):
@@ -109,7 +109,7 @@ def test_planes_of_any_alignment(machine, plane, dtype):
         check_bits(scatter(machine, x[:, :4], c, 7), CPU.channel_scatter(x[:, :4], c, 7, None, 3, False))
 
 
-@each_machine
+@each_cuda_machine
 def test_more_than_a_block_takes(machine):
     for shape, layout in (
         ((3, 40, 29, 31), "contiguous"),
@@ -125,7 +125,7 @@ def test_more_than_a_block_takes(machine):
         check_bits(scatter(machine, y, c % 20, 41, b % 50, 50), CPU.channel_scatter(y, c % 20, 41, b % 50, 50, False))
 
 
-@each_machine
+@each_cuda_machine
 def test_many_channels(machine):
     """Lists that are longer than a block, and tables that are larger than shared memory."""
     for count, size in ((1500, 2000), (900, 400), (600, 20000)):
@@ -181,7 +181,7 @@ def test_out_of_range_is_skipped(machine, wide, layout):
     assert not gather(machine, x[:2], nothing).any() and not scatter(machine, x[:2, :3], nothing, 4).any()
 
 
-@each_machine
+@each_cuda_machine
 def test_a_dtype_without_a_sum(machine):
     y = values((2, 4, 9), torch.float32).to(torch.float8_e4m3fn)
     c = torch.tensor([3, 0, 5, 1])
@@ -219,7 +219,7 @@ def test_repeatable_whatever_the_order_of_threads(machine):
         check_bits(scatter(machine, y, c, 12, b, 4), want)
 
 
-@each_machine
+@each_cuda_machine
 def test_launches(machine):
     """A gather is one launch, a scatter two; nothing is launched for nothing."""
     if machine.name != "simt":
@@ -236,7 +236,7 @@ def test_launches(machine):
         assert machine.ops.launches() - before == count
 
 
-@each_machine
+@each_cuda_machine
 def test_bad_input(machine):
     x, c = torch.randn(2, 4, 3, device=machine.device), torch.tensor([1], device=machine.device)
     for call, message in (
@@ -254,7 +254,7 @@ def test_bad_input(machine):
             call()
 
 
-@each_machine
+@each_cuda_machine
 def test_debug_mode_looks_at_indices(machine):
     """In a process of its own: the environment is read once."""
     program = """

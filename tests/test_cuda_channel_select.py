@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from device_ops import each_machine
+from device_ops import each_cuda_machine, each_machine
 from maskfuse import reference
 from test_channel_gather import LAYOUTS, check_same, expected_format, values
 from test_cuda_channel_gather import needs_gpu, on
@@ -28,7 +28,7 @@ def check(machine, x, mask, most):
     return got
 
 
-@each_machine
+@each_cuda_machine
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("trailing", [(1,), (7,), (1, 1), (3, 5), (2, 3, 2)], ids=str)
 def test_layouts_and_shapes(machine, trailing, layout):
@@ -67,7 +67,7 @@ def test_empty(machine, shape):
         assert grad.shape == x.shape and not grad.any()
 
 
-@each_machine
+@each_cuda_machine
 def test_bad_input(machine):
     x, mask = torch.randn(2, 4, 3, device=machine.device), torch.ones(2, 4, dtype=torch.bool, device=machine.device)
     for call, message in (

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from conftest import DTYPES, assert_sums_close
-from device_ops import each_machine, poisoned
+from device_ops import each_cuda_machine, each_machine, poisoned
 from maskfuse import Mask
 from maskfuse.ops.masked_conv2d import image_like
 from torch.nn import functional as F
@@ -125,7 +125,7 @@ def test_against_exact_sums(machine, conv, dtype, memory_format):
         assert all(torch.equal(a, b) for a, b in zip((y, dx, dw), again, strict=True))
 
 
-@each_machine
+@each_cuda_machine
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("rows", [1, 4])
 def test_large_tiles(machine, rows, dtype):
@@ -256,7 +256,7 @@ def test_empty_operands(machine):
     assert y.shape == (2, 0, 5, 5) and y.stride() == image_like(like, y.shape).stride()
 
 
-@each_machine
+@each_cuda_machine
 def test_bad_input(machine):
     def zeros(*shape, dtype=torch.float32):
         return torch.zeros(shape, dtype=dtype, device=machine.device)

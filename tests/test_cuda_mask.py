@@ -5,7 +5,7 @@ from __future__ import annotations
 import maskfuse
 import pytest
 import torch
-from device_ops import each_machine
+from device_ops import each_cuda_machine, each_machine
 from maskfuse import Mask
 
 needs_gpu = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
@@ -30,7 +30,7 @@ def test_strided_operands(machine):
     assert torch.equal(machine.ops.mask_unpack(spread[:, ::2], 40).cpu(), dense.T.cpu())
 
 
-@each_machine
+@each_cuda_machine
 def test_bad_input(machine):
     with pytest.raises(RuntimeError, match=r"mask_pack: dense must be Bool, got Float"):
         machine.ops.mask_pack(torch.ones(2, 3, device=machine.device))

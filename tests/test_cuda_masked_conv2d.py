@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from conftest import DTYPES, assert_sums_close
-from device_ops import capability, each_machine, multiprocessors, poisoned
+from device_ops import capability, each_cuda_machine, each_machine, multiprocessors, poisoned
 from maskfuse import Mask
 from maskfuse.ops.masked_conv2d import image_like
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -59,7 +59,7 @@ def exact(conv, x, w, dy):
     )
 
 
-@each_machine
+@each_cuda_machine
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("conv", CONVS, ids=str)
@@ -180,7 +180,7 @@ def test_channel_masks_skip_blocks(machine):
     assert_sums_close(y.cpu(), want, magnitude, torch.bfloat16, 1728)
 
 
-@each_machine
+@each_cuda_machine
 def test_choice_of_kernel(machine):
     def choice(direction, images, kernel, out, dtype, groups=1, stride=1, pad=1, capability=80):
         geometry = ([stride, stride], [pad, pad], [1, 1], groups)
@@ -219,7 +219,7 @@ def test_empty_operands(machine):
     assert dw.shape == (4, 3, 3, 3) and not dw.any()
 
 
-@each_machine
+@each_cuda_machine
 def test_bad_input(machine):
     def zeros(*shape, dtype=torch.float32):
         return torch.zeros(shape, dtype=dtype, device=machine.device)
@@ -238,7 +238,7 @@ def test_bad_input(machine):
         ops.masked_conv2d(zeros(1, 3, 1, 1), zeros(4, 3, 1, 1), words, [], None, [2**30, 1], [2**29, 0], [1, 1], 1)
 
 
-@each_machine
+@each_cuda_machine
 @pytest.mark.parametrize("direction", ["forward", "input_grad", "weight_grad"])
 def test_single_pixels_on_hopper(machine, direction):
     """A convolution by kernels of one pixel is a product of matrices, and may be one of Hopper's."""

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 import torch
-from device_ops import MACHINES, capability, each_machine, multiprocessors, poisoned
+from device_ops import MACHINES, capability, each_cuda_machine, multiprocessors, poisoned
 from maskfuse import Mask
 from test_cuda_masked_linear import check, on, operands
 
@@ -60,7 +60,7 @@ def blocks(out, inp):
     return there.repeat_interleave(128, 0).repeat_interleave(64, 1)[:out, :inp] & (torch.rand(out, inp) < 0.7)
 
 
-@each_machine
+@each_cuda_machine
 @each_shape
 @each_dtype
 @pytest.mark.parametrize("kind", ["random", "blocks", "full", "empty"])
@@ -82,7 +82,7 @@ def test_binary_mask(hopper, machine, shape, dtype, kind):
         check_passes(all_passes(machine, on_device, bits, plan), (x, w, dy, b), dense, dtype)
 
 
-@each_machine
+@each_cuda_machine
 def test_operands_in_larger_matrices(hopper, machine):
     """Rows that are multiples of 16 bytes apart are read where they lie; others by the portable kernel."""
     dtype, shape = torch.bfloat16, SHAPES[machine.name][0]
@@ -97,7 +97,7 @@ def test_operands_in_larger_matrices(hopper, machine):
         check_passes(got, (x, w, dy, b), dense, dtype)
 
 
-@each_machine
+@each_cuda_machine
 def test_rows_that_overlap(hopper, machine):
     """One gradient for all rows, as a sum's is, and windows of one array: bulk copies take neither."""
     dtype, (batch, inp, out) = torch.bfloat16, SHAPES[machine.name][0]
@@ -131,7 +131,7 @@ def test_thread_whose_first_work_on_the_device_this_is():
         assert len(got) == 3 and all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
-@each_machine
+@each_cuda_machine
 @each_dtype
 def test_repeatable(hopper, machine, dtype):
     """Bitwise, in whatever order threads, copies and products run."""
@@ -147,7 +147,7 @@ def test_repeatable(hopper, machine, dtype):
             assert torch.equal(a, b)
 
 
-@each_machine
+@each_cuda_machine
 def test_non_finite_numbers(hopper, machine):
     """Active weights, inputs and gradients that are not finite come through; sums overflow as the type does."""
     dtype, shape = torch.float16, SHAPES[machine.name][0]

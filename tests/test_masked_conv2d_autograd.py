@@ -5,6 +5,7 @@ from __future__ import annotations
 import maskfuse
 import pytest
 import torch
+from conftest import thorough
 from maskfuse import Mask, gated_conv2d, masked_conv2d, reference
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call, grad, jacfwd, jacrev, jvp, vjp, vmap
@@ -47,16 +48,16 @@ def leaves(*tensors):
 
 
 def test_gradcheck(backend, x, w, b, mask):
-    args = leaves(x, w, b)
-    assert gradcheck(lambda x, w, b: masked_conv2d(x, w, mask, b, *GEOMETRY), args, check_forward_ad=True)
+    args, how = leaves(x, w, b), thorough(backend)
+    assert gradcheck(lambda x, w, b: masked_conv2d(x, w, mask, b, *GEOMETRY), args, check_forward_ad=True, **how)
     soft = torch.rand_like(w).requires_grad_()
-    assert gradcheck(lambda x, w, s: masked_conv2d(x, w, s, None, *GEOMETRY), (*args[:2], soft))
-    assert gradcheck(lambda x, w, s: gated_conv2d(x, w, s, None, *GEOMETRY), (*args[:2], soft))
+    assert gradcheck(lambda x, w, s: masked_conv2d(x, w, s, None, *GEOMETRY), (*args[:2], soft), **how)
+    assert gradcheck(lambda x, w, s: gated_conv2d(x, w, s, None, *GEOMETRY), (*args[:2], soft), **how)
 
 
 def test_gradgradcheck(backend, x, w, b, mask):
-    args = leaves(x, w, b)
-    assert gradgradcheck(lambda x, w, b: masked_conv2d(x, w, mask, b, *GEOMETRY), args, check_fwd_over_rev=True)
+    args, how = leaves(x, w, b), {"check_fwd_over_rev": backend != "triton", **thorough(backend)}
+    assert gradgradcheck(lambda x, w, b: masked_conv2d(x, w, mask, b, *GEOMETRY), args, **how)
 
 
 @pytest.mark.parametrize("kernel", ["accumulate", "shifted", "direct", "library", "naive"])

@@ -6,6 +6,7 @@ import maskfuse
 import pytest
 import torch
 import torch._dynamo.testing
+from conftest import thorough
 from maskfuse import Mask, masked_linear, reference
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
@@ -45,16 +46,18 @@ def leaves(*tensors):
 
 def test_gradcheck(backend, x, w, b, mask, soft):
     args = leaves(x, w, b)
-    assert gradcheck(lambda x, w, b: masked_linear(x, w, mask, b), args, check_forward_ad=True)
-    assert gradcheck(lambda w: masked_linear(x.detach(), w, mask), args[1:2])
-    assert gradcheck(masked_linear, (*leaves(x, w, soft), args[2]), check_forward_ad=True)
-    assert gradcheck(lambda x: masked_linear(x[0], w, mask, b), args[:1], check_forward_ad=True)  # one dimension
+    how = {"check_forward_ad": True, **thorough(backend)}
+    assert gradcheck(lambda x, w, b: masked_linear(x, w, mask, b), args, **how)
+    assert gradcheck(lambda w: masked_linear(x.detach(), w, mask), args[1:2], **thorough(backend))
+    assert gradcheck(masked_linear, (*leaves(x, w, soft), args[2]), **how)
+    assert gradcheck(lambda x: masked_linear(x[0], w, mask, b), args[:1], **how)  # one dimension
 
 
 def test_gradgradcheck(backend, x, w, b, mask, soft):
     args = leaves(x, w, b)
-    assert gradgradcheck(lambda x, w, b: masked_linear(x, w, mask, b), args, check_fwd_over_rev=True)
-    assert gradgradcheck(masked_linear, (*leaves(x, w, soft), args[2]))
+    how = thorough(backend)
+    assert gradgradcheck(lambda x, w, b: masked_linear(x, w, mask, b), args, check_fwd_over_rev=True, **how)
+    assert gradgradcheck(masked_linear, (*leaves(x, w, soft), args[2]), **how)
 
 
 def test_opcheck(x, w, b, mask, soft):

@@ -12,6 +12,7 @@ import maskfuse.mask as mask_module
 import pytest
 import torch
 import torch.utils.flop_counter
+from conftest import few
 from maskfuse import Mask, masked_conv2d, masked_linear, reference
 from maskfuse.nn import MaskedConv2d, MaskedLinear
 from test_masked_linear import check, forward_backward
@@ -56,7 +57,7 @@ MASKS = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_structures(backend, make, dtype):
     mask = make()
-    for batch in (3, 20, 150):
+    for batch in few(backend, 20, 3, 150):
         x, w, b = (torch.randn(shape).to(dtype) for shape in ((batch, IN), (OUT, IN), (OUT,)))
         check(x, w, mask, b)
 

@@ -11,7 +11,6 @@ import threading
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import maskfuse
 import maskfuse.mask as mask_module
@@ -72,6 +71,8 @@ def pretended(monkeypatch, tmp_path):
         backends._backends["cuda"], refuses=lambda device: None if device.type == "cuda" else "serves CUDA tensors only"
     )
     monkeypatch.setitem(backends._backends, "cuda", serves)
+    left_out = replace(backends._backends["triton"], refuses=lambda device: "left out of these tests")
+    monkeypatch.setitem(backends._backends, "triton", left_out)
     monkeypatch.setattr(backends, "_warned", set())
     return state
 
@@ -339,8 +340,7 @@ def test_nothing_is_run_where_the_device_is_refused(pretended, refused, monkeypa
     monkeypatch.setattr(checks, "CHECKS", {name: pretended.check(name) for name in ("mask", "masked_linear")})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    on_device, on_cpu = (SimpleNamespace(is_cuda=where.type == "cuda", device=where) for where in (GPU, CPU))
-    assert mask_module._on_host(on_device) and not mask_module._on_host(on_cpu)
+    assert mask_module._bit_ops(GPU) is None and mask_module._bit_ops(CPU) is torch.ops.maskfuse
     with pytest.warns(UserWarning, match=refused):
         assert chosen() == "reference"
     assert run._cuda_devices() == []
@@ -363,18 +363,17 @@ def test_compiled_code_that_is_the_first_to_ask(pretended, refused, monkeypatch)
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_masks_are_packed_on_the_host_where_the_device_cannot(pretended, monkeypatch):
     monkeypatch.setattr(checks, "CHECKS", {"mask": pretended.check("mask")})
-    on_device, on_cpu = (SimpleNamespace(is_cuda=where.type == "cuda", device=where) for where in (GPU, CPU))
-    assert not mask_module._on_host(on_device) and not mask_module._on_host(on_cpu)
+    assert mask_module._bit_ops(GPU) is mask_module._bit_ops(CPU) is torch.ops.maskfuse
     pretended.restarted()
     record.path().unlink()
     pretended.errors["mask"] = compare.Mismatch("mask_pack: 1 of 9 elements differ")
-    assert mask_module._on_host(on_device) and not mask_module._on_host(on_cpu)
+    assert mask_module._bit_ops(GPU) is None and mask_module._bit_ops(CPU) is torch.ops.maskfuse
 
     dense = torch.rand(70, 90) < 0.5
     bits = Mask.from_dense(dense).bits
-    monkeypatch.setattr(mask_module, "_on_host", lambda t: True)
+    monkeypatch.setattr(mask_module, "_bit_ops", lambda device: None)
     mask = Mask.from_dense(dense)
-    assert torch.equal(mask.bits, bits) and torch.equal(mask.dense(), dense) and mask.plan == []
+    assert torch.equal(mask.bits, bits) and torch.equal(mask.dense(), dense)
 
 
 # -- the record ------------------------------------------------------------------------------------------

@@ -299,7 +299,7 @@ def test_runs_in_no_mode_and_leaves_all_as_it_is(name):
             assert checks.failure(CHECKS[name], torch.ops.maskfuse, CPU) is None
             assert Counts.count == 0
             assert torch.is_inference_mode_enabled() and torch.is_autocast_enabled("cpu")
-            assert backends.requested() == "reference" and torch.empty(1).is_meta and not checks.checking()
+            assert backends.requested() == ("reference",) and torch.empty(1).is_meta and not checks.checking()
         with torch.enable_grad():
             assert checks.failure(CHECKS[name], torch.ops.maskfuse, CPU) is None
             assert torch.is_grad_enabled()

@@ -89,7 +89,11 @@ def decode(dtype: torch.dtype) -> Iterator[Any]:
 
 def conv2d(dtype: torch.dtype) -> Iterator[Any]:
     masked, gathered = backend.masked_conv2d, backend.gathered_conv2d
-    for images, inp, out, side, kernel, stride in ((32, 128, 256, 28, 3, 1), (2, 64, 64, 14, 1, 1), (1, 19, 33, 9, 3, 2)):
+    for images, inp, out, side, kernel, stride in (
+        (32, 128, 256, 28, 3, 1),
+        (2, 64, 64, 14, 1, 1),
+        (1, 19, 33, 9, 3, 2),
+    ):
         padding = kernel // 2
         to = (side + 2 * padding - kernel) // stride + 1
         geometry = ([stride] * 2, [padding] * 2, [1, 1])

@@ -1,7 +1,8 @@
 """Which implementation runs an op: the first backend in order that serves the device, or the one asked for.
 
-A backend registers itself with `register`: `cpu` and `cuda` run this package's kernels, `reference` plain PyTorch.
-Nothing else is tried when a backend asked for by `use_backend` or MASKFUSE_BACKEND cannot run: that is an error.
+A backend registers itself with `register`: `cpu`, `cuda` and `triton` run this package's kernels, `reference` plain
+PyTorch. On CUDA tensors the order is cuda, triton, reference; on CPU tensors it is cpu, reference. Nothing else is
+tried where no backend asked for by `use_backend` or MASKFUSE_BACKEND can run: that is an error.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ class Backend:
         name: what `use_backend` calls it.
         ops: op stem -> function (input, weight, mask, bias, ...).
         refuses: device -> None where the backend serves it, else the reason why not.
-        distrusts: (op stem, device) -> None, or why its kernel of that op is not used on a device that it serves.
+        distrusts: (op stem, device) -> None, or why its kernel of that op is not used on a device that it serves. Asked
+            only where the backend is about to be used: what it takes to know may be imported or run for it.
     """
 
     name: str
@@ -36,7 +38,7 @@ class Backend:
 
 _backends: dict[str, Backend] = {}  # in order of preference
 _chosen = threading.local()
-_from_environment = os.environ.get("MASKFUSE_BACKEND") or None
+_from_environment = tuple(name.strip() for name in os.environ.get("MASKFUSE_BACKEND", "").split(",") if name.strip())
 _warned: set[tuple[str, str]] = set()
 
 
@@ -57,9 +59,9 @@ def names() -> list[str]:
     return list(_backends)
 
 
-def requested() -> str | None:
-    """The backend asked for in this thread, or by the environment when maskfuse was imported, or None."""
-    return getattr(_chosen, "name", None) or _from_environment
+def requested() -> tuple[str, ...] | None:
+    """The backends asked for in this thread, or by the environment when maskfuse was imported, in order; or None."""
+    return getattr(_chosen, "names", None) or _from_environment
 
 
 def _known(name: str) -> Backend:
@@ -73,48 +75,64 @@ def refusal(name: str, device: torch.device) -> str | None:
     return _known(name).refuses(device)
 
 
-def _trusted(backend: Backend, op: str, device: torch.device) -> bool:
-    # In this order: kernels are tested on devices that the backend serves alone.
-    return backend.refuses(device) is None and (backend.distrusts is None or backend.distrusts(op, device) is None)
+def _reason(backend: Backend, op: str, device: torch.device) -> str | None:
+    # In this order: kernels are tested, and packages imported, on devices that the backend serves alone.
+    reason = backend.refuses(device)
+    if reason is None and op not in backend.ops:
+        reason = f"has no {op}"
+    if reason is None and backend.distrusts is not None:
+        reason = backend.distrusts(op, device)
+    return reason
 
 
 def trusted(name: str, op: str, device: torch.device) -> bool:
     """Whether the named backend serves the device, and its kernels of `op` are used there."""
-    return _trusted(_known(name), op, device)
+    backend = _known(name)
+    return backend.refuses(device) is None and (backend.distrusts is None or backend.distrusts(op, device) is None)
 
 
 def verdicts(op: str, device: torch.device | str) -> list[tuple[str, str | None]]:
-    """(backend, None or why it cannot run `op` there), in order of preference."""
+    """(backend, None or why it cannot run `op` there), in order of preference.
+
+    Of backends behind the first that can, only what is known without using them.
+    """
     device = torch.device(device)
-    result = []
+    result: list[tuple[str, str | None]] = []
     for backend in _backends.values():
-        reason = backend.refuses(device)
-        if reason is None and op not in backend.ops:
-            reason = f"has no {op}"
-        if reason is None and backend.distrusts is not None:
-            reason = backend.distrusts(op, device)
-        result.append((backend.name, reason))
+        if any(reason is None for _, reason in result):
+            backend = replace(backend, distrusts=None)
+        result.append((backend.name, _reason(backend, op, device)))
     return result
+
+
+def _choose_from(names: tuple[str, ...], op: str, device: torch.device) -> Backend:
+    reasons = []
+    for name in names:
+        backend = _known(name)
+        reason = _reason(backend, op, device)
+        if reason is None:
+            return backend
+        reasons.append((name, reason))
+    if len(reasons) == 1:
+        raise RuntimeError(f"backend {reasons[0][0]!r} cannot run {op} on {device.type}: {reasons[0][1]}")
+    listed = "; ".join(f"{name}: {reason}" for name, reason in reasons)
+    raise RuntimeError(f"none of the backends {', '.join(names)} can run {op} on {device.type}: {listed}")
 
 
 def choose(op: str, device: torch.device | str, warn: bool = True) -> Backend:
     """The backend that runs `op` on a device; with `warn`, falling to the reference is said once.
 
     Raises:
-        ValueError: the backend asked for is not one.
-        RuntimeError: the backend asked for cannot run this op on this device.
+        ValueError: a backend asked for is not one.
+        RuntimeError: none of the backends asked for can run this op on this device.
     """
     if isinstance(device, str):
         device = torch.device(device)
     asked_for = requested()
-    if asked_for is not None:
-        backend = _known(asked_for)
-        reason = dict(verdicts(op, device))[asked_for]
-        if reason is not None:
-            raise RuntimeError(f"backend {asked_for!r} cannot run {op} on {device.type}: {reason}")
-        return backend
+    if asked_for:
+        return _choose_from(asked_for, op, device)
     for backend in _backends.values():  # the usual case needs no list of reasons
-        if op in backend.ops and backend.name != "reference" and _trusted(backend, op, device):
+        if backend.name != "reference" and _reason(backend, op, device) is None:
             return backend
     found = verdicts(op, device)
     name = next(name for name, reason in found if reason is None)
@@ -130,19 +148,29 @@ def choose(op: str, device: torch.device | str, warn: bool = True) -> Backend:
 
 
 @contextlib.contextmanager
-def use_backend(name: str) -> Iterator[None]:
+def use_backend(*names: str) -> Iterator[None]:
     """Runs every op inside the `with` block, in this thread, on the named backend.
 
-    A gradient is computed by the backend of its forward pass. MASKFUSE_BACKEND does the same for a process.
+    Of several, on the first that can run an op: `with use_backend("triton", "reference")` leaves out all others.
+    A gradient is computed by the backend of its forward pass. MASKFUSE_BACKEND does the same for a process, with commas
+    between names.
+
+    Args:
+        names: of `"cuda"`, `"triton"`, `"cpu"` and `"reference"`. `"triton"` takes CUDA tensors, and with Triton's
+            interpreter (TRITON_INTERPRET=1) those on the CPU, slowly.
 
     Raises:
+        TypeError: no name.
         ValueError: no such backend.
-        RuntimeError: from an op that the backend cannot run.
+        RuntimeError: from an op that none of them can run.
     """
-    _known(name)
-    before = getattr(_chosen, "name", None)
-    _chosen.name = name
+    if not names:
+        raise TypeError("use_backend needs the name of a backend")
+    for name in names:
+        _known(name)
+    before = getattr(_chosen, "names", None)
+    _chosen.names = names
     try:
         yield
     finally:
-        _chosen.name = before
+        _chosen.names = before

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 import platform
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +14,9 @@ from torch import nn
 
 from . import _library, backends
 from ._self_test.record import version
+from .functional._backends import triton_is_interpreted
 from .functional._check import FLOATING
+from .functional.masked_linear import packed_by_triton
 from .mask import COMPACT_DENSITY, Mask, has_plan
 from .ops import LIBRARY_GEMM
 from .ops.library import library_info, pairs
@@ -21,8 +26,9 @@ def build_info() -> dict[str, Any]:
     """What was built and what is loaded: plain values, ready for JSON.
 
     Keys: `version`, `torch`, `python`, `compiler`, `torch_abi_target`, `cpu_levels` (compiled in and able to run
-    here), `cpu_level` (in use; MASKFUSE_CPU overrides), `backends` (in order of preference), and `cuda`: `loaded`,
-    `reason` (why not, or None) and what the CUDA library says of itself.
+    here), `cpu_level` (in use; MASKFUSE_CPU overrides), `backends` (in order of preference), `cuda`: `loaded`,
+    `reason` (why not, or None) and what the CUDA library says of itself; and `triton`: `version` (None where it is not
+    installed), `loaded` (whether its backend was used, for which it is imported) and `interpreted`.
     """
     library = library_info()
     cuda: dict[str, Any] = {"loaded": _library.cuda_reason is None, "reason": _library.cuda_reason}
@@ -38,7 +44,20 @@ def build_info() -> dict[str, Any]:
         "cpu_level": torch.ops.maskfuse.cpu_level(),
         "backends": backends.names(),
         "cuda": cuda,
+        "triton": {
+            "version": _triton_version(),
+            "loaded": "maskfuse.triton" in sys.modules,
+            "interpreted": triton_is_interpreted(),
+        },
     }
+
+
+def _triton_version() -> str | None:
+    """Without importing it. It has other names where a maker of GPUs packages it."""
+    for name in ("triton", "pytorch-triton-rocm", "pytorch-triton", "triton-rocm", "triton-windows"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
+    return None
 
 
 _KERNELS = {
@@ -53,7 +72,7 @@ _KERNELS = {
     "direct": "register tiles over all weights of the active channels, the mask applied as they are copied",
     "element": "register tiles of single elements, the mask applied as the weight is read",
     "product_sm90": "tiles on Hopper's tensor cores, the weight masked in registers; empty blocks not visited",
-    "product": "tiles on tensor cores, the mask applied between memory and shared memory; empty blocks not visited",
+    "product": "tiles on tensor cores, the mask applied on the way there; empty blocks not visited",
     "library": "torch's own product: on a masked copy, a panel at a time, or on the active channels alone",
 }
 
@@ -113,18 +132,30 @@ def _conv_arguments(
 _DECODE_ROWS = 16
 
 
-def _reads_packed(layer_or_mask: Any, dtype: torch.dtype) -> bool:
-    """Whether calls of a layer in this dtype read values that were packed for CUDA, whose form is the last tensor."""
+def _reads_packed(layer_or_mask: Any, dtype: torch.dtype, backend: str) -> bool:
+    """Whether calls of a layer in this dtype read values that were packed for this backend, whose form is the last
+    tensor."""
     packed: Any = getattr(layer_or_mask, "_packed", ())
-    return bool(packed) and packed[-1].dtype == dtype and layer_or_mask._packed_holds(layer_or_mask.weight)
+    if not packed or packed_by_triton(packed) != (backend == "triton"):
+        return False
+    return bool(packed[-1].dtype == dtype and layer_or_mask._packed_holds(layer_or_mask.weight))
 
 
-def _cuda_kernel(
+def _gpu(device: torch.device) -> tuple[int, int]:
+    """Multiprocessors, and ten times the compute capability; of the CPU, what Triton's interpreter is taken for."""
+    if device.type == "cpu":
+        return 6, 0
+    found = torch.cuda.get_device_properties(device)
+    return found.multi_processor_count, 10 * found.major + found.minor
+
+
+def _gpu_kernel(
     ops: Any, direction: str, mask: Mask, about: tuple[Any, ...], dtype: torch.dtype, packed: bool, gpu: tuple[int, int]
 ) -> str:
-    """The CUDA kernel of a pass and how it cuts the product, by the functions that choose in a call.
+    """The kernel of a pass on a GPU and how it cuts the product, by the functions that choose in a call.
 
-    `gpu` is its number of multiprocessors, and ten times its compute capability.
+    `ops` are the compiled or the Triton ones; `gpu` is its number of multiprocessors, and ten times its compute
+    capability.
     """
     if len(mask.shape) == 4:
         images, kernel, _, _, stride, padding, dilation, groups = about
@@ -191,20 +222,18 @@ def explain(
         for name, reason in backends.verdicts(op, on)
         if name != backend
     }
-    plan = [*about[3], *getattr(layer_or_mask, "_packed", ())]
+    packed_values: Any = getattr(layer_or_mask, "_packed", ())
+    plan = [*about[3], *([] if packed_by_triton(packed_values) else packed_values)]
     candidates = getattr(torch.ops.maskfuse, f"{op}_candidates")
     plain = "F.conv2d" if conv else "F.linear"
     layout = (memory_format == torch.channels_last,) if conv else ()
     kernels, estimates = {}, {}
     for direction in ("forward", "input_grad", "weight_grad"):
-        if backend == "cuda":
-            found = torch.cuda.get_device_properties(on)
-            gpu = (found.multi_processor_count, 10 * found.major + found.minor)
-            packed = _reads_packed(layer_or_mask, dtype)
+        if backend in ("cuda", "triton"):
+            ops = torch.ops.maskfuse if backend == "cuda" else torch.ops.maskfuse_triton
+            packed = _reads_packed(layer_or_mask, dtype, backend)
             kernels[direction] = (
-                plain
-                if mask.known_full
-                else _cuda_kernel(torch.ops.maskfuse, direction, mask, about, dtype, packed, gpu)
+                plain if mask.known_full else _gpu_kernel(ops, direction, mask, about, dtype, packed, _gpu(on))
             )
         elif backend != "cpu":
             kernels[direction] = f"torch.where and {plain}"

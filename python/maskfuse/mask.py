@@ -28,12 +28,13 @@ class Mask:
     goes into safetensors as `mask.bits`.
     """
 
-    __slots__ = ("_facts", "_plan", "bits", "known_full", "shape")
+    __slots__ = ("_block_lists", "_facts", "_plan", "bits", "known_full", "shape")
 
     bits: Tensor
     shape: torch.Size
     known_full: bool  # the plan was asked for, for which the bits were looked at, and every weight is active
     _plan: list[Tensor] | None
+    _block_lists: list[Tensor] | None
     _facts: tuple[int, ...] | None
 
     def __init__(self, bits: Tensor, shape: Sequence[int], plan: list[Tensor] | None = None) -> None:
@@ -46,6 +47,7 @@ class Mask:
         set_once("known_full", False)
         set_once("_plan", plan)
         set_once("_facts", None)
+        set_once("_block_lists", None)
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"Mask is immutable: cannot set {name!r}; make a new mask")
@@ -69,10 +71,7 @@ class Mask:
                 "use t.bool() for 0/1 integers, Mask.threshold(t, value) for weights"
             )
         rows, columns = _rows_columns(t.shape, "t")
-        dense = t.reshape(rows, columns)
-        if _on_host(t):
-            return Mask(torch.ops.maskfuse.mask_pack(dense.cpu()).to(t.device), t.shape)
-        return Mask(torch.ops.maskfuse.mask_pack(dense), t.shape)
+        return Mask(packed_bits(t.reshape(rows, columns)), t.shape)
 
     @staticmethod
     def from_bits(bits: Tensor, shape: Sequence[int]) -> Mask:
@@ -281,6 +280,19 @@ class Mask:
                     object.__setattr__(self, "_plan", plan)
         return plan
 
+    @property
+    def block_lists(self) -> list[Tensor]:
+        """The plan that kernels on a GPU take; of a mask on the CPU, for Triton's interpreter, made by its ops."""
+        plan = self.plan
+        if self.device.type != "cpu" or not plan:
+            return plan
+        if self._block_lists is None:
+            if torch.compiler.is_compiling():
+                return []
+            object.__setattr__(self, "_block_lists", _make_block_lists(self, torch.ops.maskfuse_triton))
+        assert self._block_lists is not None
+        return self._block_lists
+
     def active_channels(self) -> list[Tensor]:
         """The rows and columns that have an active weight, and the place of each row and column among these.
 
@@ -305,9 +317,10 @@ class Mask:
     def dense(self) -> Tensor:
         """The mask as a bool tensor of its shape, on its device."""
         _, columns = _rows_columns(self.shape, "shape")
-        if _on_host(self.bits):
+        ops = _bit_ops(self.device)
+        if ops is None:
             return torch.ops.maskfuse.mask_unpack(self.bits.cpu(), columns).to(self.device).reshape(self.shape)
-        return torch.ops.maskfuse.mask_unpack(self.bits, columns).reshape(self.shape)
+        return ops.mask_unpack(self.bits, columns).reshape(self.shape)
 
     def to(self, device: torch.device | str) -> Mask:
         """The mask on `device`; itself where it is there already."""
@@ -417,14 +430,9 @@ def _make_plan(mask: Mask) -> list[Tensor]:
     if not has_plan(mask) or mask.structure == "full":
         return []
     rows, columns = _rows_columns(mask.shape, "shape")
-    if _on_host(mask.bits):
-        return []
     if mask.device.type == "cuda":
-        with torch.inference_mode(False):
-            plan = torch.ops.maskfuse.mask_lists(mask.bits, columns, max(1, math.prod(mask.shape[2:])))
-            if len(mask.shape) == 2 and mask.structure == "channels" and mask.density <= COMPACT_DENSITY:
-                plan += [t.to(mask.device) for t in mask.active_channels()]
-            return plan
+        ops = _bit_ops(mask.device)
+        return [] if ops is None else _make_block_lists(mask, ops)
     if mask.device.type != "cpu":
         return []
     # A channel's weights lie together; in a linear layer every weight is on its own, which 0 stands for.
@@ -443,10 +451,32 @@ def _make_plan(mask: Mask) -> list[Tensor]:
     return plan if all(t.numel() for t in plan) else []
 
 
-def _on_host(t: Tensor) -> bool:
-    """Whether bits on a CUDA device are packed and unpacked on the host: where our kernels cannot run, or failed their
-    self-test."""
-    return t.is_cuda and not backends.trusted("cuda", "mask", t.device)
+def _make_block_lists(mask: Mask, ops: Any) -> list[Tensor]:
+    """The plan of kernels on a GPU, made by `ops`."""
+    _, columns = _rows_columns(mask.shape, "shape")
+    with torch.inference_mode(False):
+        plan: list[Tensor] = ops.mask_lists(mask.bits, columns, max(1, math.prod(mask.shape[2:])))
+        if len(mask.shape) == 2 and mask.structure == "channels" and mask.density <= COMPACT_DENSITY:
+            plan = [*plan, *(t.to(mask.device) for t in mask.active_channels())]
+        return plan
+
+
+def _bit_ops(device: torch.device) -> Any:
+    """What packs and unpacks bits on a device: the compiled ops, or on a GPU where those cannot run or failed their
+    self-test, or where Triton alone is asked for, the Triton ones; None where the host has to."""
+    if device.type != "cuda":
+        return torch.ops.maskfuse
+    if backends.requested() != ("triton",) and backends.trusted("cuda", "mask", device):
+        return torch.ops.maskfuse
+    return torch.ops.maskfuse_triton if backends.trusted("triton", "mask", device) else None
+
+
+def packed_bits(dense: Tensor) -> Tensor:
+    """The bits of a bool tensor `[rows, columns]`, as `Mask.bits` has them, on its device."""
+    ops = _bit_ops(dense.device)
+    if ops is None:
+        return torch.ops.maskfuse.mask_pack(dense.cpu()).to(dense.device)
+    return ops.mask_pack(dense)
 
 
 def describe(value: object) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from .._traced import constant_when_traced
 from . import record
 from .checks import DeviceLost, checking, failure, needed
 
@@ -20,7 +21,7 @@ _outcomes: dict[tuple[str, int], str | None] = {}  # (check, device) -> None, or
 _settling = threading.RLock()
 
 
-@torch.compiler.assume_constant_result  # traced code takes what is known, and is not traced anew when more is
+@constant_when_traced  # traced code takes what is known, and is not traced anew when more is
 def distrusts(op: str, device: torch.device) -> str | None:
     """None where the CUDA kernels of `op` may be used on `device`, else which check they failed and how.
 
@@ -122,9 +123,9 @@ def warn(check: str, who: record.Identity, error: str) -> None:
 
     warnings.warn(
         f"maskfuse: the CUDA kernels of {check} failed their self-test on {who.device} and are not used: {error}. "
-        "Plain PyTorch takes their place. Please report this message. The outcome is kept in "
-        f"{record.path()} until package, device or driver change; `python -m maskfuse self-test` tests again, and "
-        f"MASKFUSE_SELF_TEST=0 uses the kernels all the same. Driver {who.driver}, library {who.library}, "
+        "Another backend takes their place, which maskfuse.explain names. Please report this message. The outcome is "
+        f"kept in {record.path()} until package, device or driver change; `python -m maskfuse self-test` tests again, "
+        f"and MASKFUSE_SELF_TEST=0 uses the kernels all the same. Driver {who.driver}, library {who.library}, "
         f"{json.dumps(build_info())}",
         UserWarning,
         stacklevel=2,

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import os
+import sys
+from types import SimpleNamespace
+
 import torch
 
 from .. import _library
 from .._self_test import first_use
+from .._traced import constant_when_traced
 from ..backends import Backend, register
 from ..ops.library import cuda_library_info
 
@@ -22,7 +29,7 @@ def _cuda_reason(index: int) -> str | None:
     return None
 
 
-@torch.compiler.assume_constant_result  # asking the library is nothing that can be traced
+@constant_when_traced  # asking the library is nothing that can be traced
 def _cuda_refuses(device: torch.device) -> str | None:
     if device.type != "cuda":
         return "serves CUDA tensors only"
@@ -34,9 +41,55 @@ def _cuda_refuses(device: torch.device) -> str | None:
     return _capable[index]
 
 
+triton = SimpleNamespace()
+"""The Triton ops with their derivatives, which `_load_triton` fills in when they are first to be used."""
+
+_LEAST_TRITON = (8, 0)  # compute capability
+
+
+def triton_is_interpreted() -> bool:
+    """Whether Triton's interpreter runs, or would run, the Triton kernels: as its own setting is read."""
+    loaded = sys.modules.get("maskfuse.triton")
+    if loaded is not None and hasattr(loaded, "INTERPRETED"):
+        return bool(loaded.INTERPRETED)
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
+
+
+@constant_when_traced
+def _triton_refuses(device: torch.device) -> str | None:
+    """Without importing triton."""
+    if device.type not in ("cpu", "cuda"):
+        return "serves CUDA tensors only"
+    if device.type == "cpu" and not triton_is_interpreted():
+        return "serves CUDA tensors only; with TRITON_INTERPRET=1, tensors on the CPU"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if device.type == "cpu" or triton_is_interpreted():
+        return None
+    if not torch.cuda.is_available():
+        return "torch finds no GPU"
+    if torch.version.hip is None:
+        capability = torch.cuda.get_device_capability(device)
+        if capability < _LEAST_TRITON:
+            return f"compute capability {capability[0]}.{capability[1]}, Triton needs 8.0"
+    return None
+
+
+@constant_when_traced
+def _load_triton(op: str, device: torch.device) -> str | None:
+    if not hasattr(triton, "masked_linear"):
+        try:
+            loaded = importlib.import_module("maskfuse.triton")
+        except (ImportError, AttributeError, OSError) as error:  # of a triton too old or too new, or half installed
+            return f"triton cannot be used: {type(error).__name__}: {error}"
+        vars(triton).update({name: value for name, value in vars(loaded.products).items() if callable(value)})
+    return None
+
+
 # A meta tensor computes nothing: the ops' fake implementations give the shape.
 register(
     Backend("cpu", {}, lambda device: None if device.type in ("cpu", "meta") else "serves tensors on the CPU only")
 )
 register(Backend("cuda", {}, _cuda_refuses, first_use.distrusts))
+register(Backend("triton", {}, _triton_refuses, _load_triton))
 register(Backend("reference", {}, lambda device: None))

@@ -7,8 +7,7 @@ from torch import Tensor
 
 from .. import ops, reference
 from ..backends import choose, extend
-from . import _backends as _backends
-from . import _channels
+from . import _backends, _channels
 
 
 def _check_values(input: Tensor, channels: Tensor, batch: Tensor | None) -> None:
@@ -33,8 +32,14 @@ def _reference(input: Tensor, channels: Tensor, batch: Tensor | None) -> Tensor:
     return reference.channel_gather(input, channels, batch)
 
 
+def _triton(input: Tensor, channels: Tensor, batch: Tensor | None) -> Tensor:
+    _check_values(input, channels, batch)
+    return _backends.triton.channel_gather(input, channels, input.shape[1], batch, input.shape[0])
+
+
 extend("cpu", {"channel_gather": _kernels})
 extend("cuda", {"channel_gather": _kernels})
+extend("triton", {"channel_gather": _triton})
 extend("reference", {"channel_gather": _reference})
 
 

@@ -8,8 +8,7 @@ from torch import Tensor
 from .. import ops, reference
 from ..backends import choose, extend
 from ..mask import describe
-from . import _backends as _backends
-from . import _channels
+from . import _backends, _channels
 
 
 def _check_values(input: Tensor, channels: Tensor, num_channels: int, batch: Tensor | None, batch_size: int) -> None:
@@ -35,8 +34,14 @@ def _reference(input: Tensor, channels: Tensor, num_channels: int, batch: Tensor
     return reference.channel_scatter(input, channels, num_channels, batch, batch_size)
 
 
+def _triton(input: Tensor, channels: Tensor, num_channels: int, batch: Tensor | None, batch_size: int) -> Tensor:
+    _check_values(input, channels, num_channels, batch, batch_size)
+    return _backends.triton.channel_scatter(input, channels, num_channels, batch, batch_size, True)
+
+
 extend("cpu", {"channel_scatter": _kernels})
 extend("cuda", {"channel_scatter": _kernels})
+extend("triton", {"channel_scatter": _triton})
 extend("reference", {"channel_scatter": _reference})
 
 

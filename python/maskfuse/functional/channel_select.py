@@ -8,11 +8,11 @@ from torch import Tensor
 from .. import ops, reference
 from ..backends import choose, extend
 from ..mask import describe
-from . import _backends as _backends
-from . import _channels, _check
+from . import _backends, _channels, _check
 
 extend("cpu", {"channel_select": ops.channel_select})
 extend("cuda", {"channel_select": ops.channel_select})
+extend("triton", {"channel_select": lambda *operands: _backends.triton.channel_select(*operands)})
 extend("reference", {"channel_select": reference.channel_select})
 
 

@@ -23,6 +23,7 @@ def _reference(input: Tensor, weight: Tensor, scores: Tensor, bias: Tensor | Non
 
 extend("cpu", {"gated_conv2d": _kernels})
 extend("cuda", {"gated_conv2d": _kernels})
+extend("triton", {"gated_conv2d": _kernels})
 extend("reference", {"gated_conv2d": _reference})
 
 

@@ -6,11 +6,11 @@ from torch import Tensor
 
 from .. import ops, reference
 from ..backends import choose, extend
-from . import _backends as _backends
-from . import _check
+from . import _backends, _check
 
 extend("cpu", {"gated_linear": ops.gated_linear})
 extend("cuda", {"gated_linear": ops.gated_linear})
+extend("triton", {"gated_linear": lambda *operands: _backends.triton.gated_linear(*operands)})
 extend("reference", {"gated_linear": reference.gated_linear})
 
 

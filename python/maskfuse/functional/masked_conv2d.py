@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,10 +11,9 @@ from torch.nn import functional as F
 
 from .. import ops, reference
 from ..backends import choose, extend, trusted
-from ..mask import Mask
+from ..mask import Mask, packed_bits
 from ..ops.masked_conv2d import output_size
-from . import _backends as _backends
-from . import _channel_masks, _check
+from . import _backends, _channel_masks, _check
 from ._conv import Geometry, Pair, check_weight, convolve
 
 
@@ -33,6 +33,22 @@ def _kernels(
     if mask.known_full:
         return F.conv2d(input, weight, bias, *geometry)
     return ops.masked_conv2d(input, weight, mask.bits, [*plan, *packed], bias, *geometry)
+
+
+def _triton(
+    input: Tensor,
+    weight: Tensor,
+    mask: Mask | Tensor,
+    bias: Tensor | None,
+    geometry: Geometry,
+    packed: Sequence[Tensor] = (),
+) -> Tensor:
+    if not isinstance(mask, Mask):
+        return F.conv2d(input, weight * mask, bias, *geometry)
+    lists = mask.block_lists
+    if mask.known_full:
+        return F.conv2d(input, weight, bias, *geometry)
+    return _backends.triton.masked_conv2d(input, weight, mask.bits, lists, bias, *geometry)
 
 
 def _reference(
@@ -64,7 +80,7 @@ def _of_channels(
         return _kernels(_channel_masks.zeroed(images, channels, 2), weight, mask, bias, geometry, packed)
     dense = _channel_masks.effective_weight(weight, mask)
     if groups == "in place":
-        return _in_place(images, dense, bias, geometry, channels)
+        return _in_place(ops.gathered_conv2d, images, dense, bias, geometry, channels)
 
     def product(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
         return F.conv2d(x, w, b, *geometry)
@@ -72,12 +88,19 @@ def _of_channels(
     return _channel_masks.compute(groups, images, dense, bias, product, size)
 
 
-def _in_place(images: Tensor, dense: Tensor, bias: Tensor | None, geometry: Geometry, channels: Tensor) -> Tensor:
-    bits = torch.ops.maskfuse.mask_pack(channels if channels.dim() == 2 else channels[None])
-    return ops.gathered_conv2d(images, dense, bits, bias, *geometry[:3])
+def _in_place(
+    gathered: Callable[..., Tensor],
+    images: Tensor,
+    dense: Tensor,
+    bias: Tensor | None,
+    geometry: Geometry,
+    channels: Tensor,
+) -> Tensor:
+    bits = packed_bits(channels if channels.dim() == 2 else channels[None])
+    return gathered(images, dense, bits, bias, *geometry[:3])
 
 
-def _read_in_place_on_cuda(images: Tensor, mask: Mask, geometry: Geometry) -> bool:
+def _read_in_place_on_gpu(backend: str, images: Tensor, mask: Mask, geometry: Geometry) -> bool:
     """Whether a call with channels runs `gathered_conv2d` there: by what is known without a look at values.
 
     Not where the weight's own mask leaves out more than whole channels, which would be lost; nor of a dense weight in
@@ -88,10 +111,11 @@ def _read_in_place_on_cuda(images: Tensor, mask: Mask, geometry: Geometry) -> bo
     _ = mask.plan  # looks the structure up where the op would, so that the first call goes the way of all others
     if not (mask.known_channels or (mask.known_full and images.dtype != torch.float32)):
         return False
-    return trusted("cuda", "gathered_conv2d", images.device)
+    return trusted(backend, "gathered_conv2d", images.device)
 
 
-def _of_channels_on_cuda(
+def _of_channels_on_gpu(
+    backend: str,
     images: Tensor,
     weight: Tensor,
     mask: Mask | Tensor,
@@ -100,21 +124,28 @@ def _of_channels_on_cuda(
     packed: Sequence[Tensor],
     channels: Tensor,
 ) -> Tensor:
-    if not isinstance(mask, Mask) or not _read_in_place_on_cuda(images, mask, geometry):
-        return _kernels(_channel_masks.zeroed(images, channels, 2), weight, mask, bias, geometry, packed)
+    if not isinstance(mask, Mask) or not _read_in_place_on_gpu(backend, images, mask, geometry):
+        run = _triton if backend == "triton" else _kernels
+        return run(_channel_masks.zeroed(images, channels, 2), weight, mask, bias, geometry, packed)
     if not mask.known_full:
         dense = mask.dense()
         weight = torch.where(dense, weight, weight.new_zeros(()))
         channels = channels & dense.flatten(2).any(2).any(0)  # blocks that only the mask leaves out are not read either
-    return _in_place(images, weight, bias, geometry, channels)
+    gathered = _backends.triton.gathered_conv2d if backend == "triton" else ops.gathered_conv2d
+    return _in_place(gathered, images, weight, bias, geometry, channels)
 
 
 extend("cpu", {"masked_conv2d": _kernels})
 extend("cuda", {"masked_conv2d": _kernels})
+extend("triton", {"masked_conv2d": _triton})
 extend("reference", {"masked_conv2d": _reference})
 
 
-_OF_CHANNELS = {"cpu": _of_channels, "cuda": _of_channels_on_cuda}  # others zero the input
+_OF_CHANNELS: dict[str, Callable[..., Tensor]] = {  # others zero the input
+    "cpu": _of_channels,
+    "cuda": partial(_of_channels_on_gpu, "cuda"),
+    "triton": partial(_of_channels_on_gpu, "triton"),
+}
 
 
 def masked_conv2d(
@@ -144,7 +175,7 @@ def masked_conv2d(
     input is zeroed, whichever is estimated to be faster: 1.2 for a multiply-add that is read in place; 1.25 for one of
     a group, 32 for each element copied, 64 for each active weight of a group (192 for kernels larger than a pixel) and
     2^23 for each group; 1 for each multiply-add of all channels. The input is zeroed in traced and transformed code,
-    and in groups. On CUDA no value is looked at: where the mask is known to hide nothing, or whole channels, a kernel
+    and in groups. On a GPU no value is looked at: where the mask is known to hide nothing, or whole channels, a kernel
     masks the input as it reads it, and leaves out blocks of 64 channels that none of the images at hand has active; it
     gains where such blocks are inactive together, and was not measured yet; of a mask of whole channels the weight is
     copied for it. The input is zeroed there with any other

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from .. import ops, reference
 from ..backends import choose, extend
 from ..mask import Mask
-from . import _backends as _backends
-from . import _channel_masks, _check
+from . import _backends, _channel_masks, _check
 
 
 def _kernels(
@@ -21,8 +21,35 @@ def _kernels(
         plan = mask.plan  # first: what is known is known from it
         if mask.known_full and (ops.LIBRARY_GEMM or input.is_cuda):
             return F.linear(input, weight, bias)
+        packed = () if packed_by_triton(packed) else packed
         return ops.masked_linear(input, weight, mask.bits, [*plan, *packed], bias)
     return ops.soft_masked_linear(input, weight, mask, bias)
+
+
+def _triton(
+    input: Tensor, weight: Tensor, mask: Mask | Tensor, bias: Tensor | None, packed: Sequence[Tensor] = ()
+) -> Tensor:
+    if isinstance(mask, Mask):
+        lists = mask.block_lists
+        if mask.known_full:
+            return F.linear(input, weight, bias)
+        packed = packed if packed_by_triton(packed) else ()
+        return _backends.triton.masked_linear(input, weight, mask.bits, [*lists, *packed], bias)
+    return _backends.triton.soft_masked_linear(input, weight, mask, bias)
+
+
+def packed_by_triton(packed: Sequence[Tensor]) -> bool:
+    """Whether a weight was packed for the Triton kernels, whose values lie first: others pack bytes."""
+    return len(packed) > 0 and packed[0].is_floating_point()
+
+
+def _pack(weight: Tensor, mask: Mask) -> list[Tensor]:
+    return torch.ops.maskfuse.masked_linear_pack(weight, mask.bits, mask.plan)
+
+
+def _triton_pack(weight: Tensor, mask: Mask) -> list[Tensor]:
+    # Beside no lists of blocks a packed weight has no place in a plan, and nothing to gain.
+    return torch.ops.maskfuse_triton.masked_linear_pack(weight, mask.bits, []) if mask.block_lists else []
 
 
 def _reference(
@@ -47,8 +74,9 @@ def _of_channels(
     return output.reshape(*input.shape[:-1], weight.shape[0])
 
 
-extend("cpu", {"masked_linear": _kernels})
-extend("cuda", {"masked_linear": _kernels})
+extend("cpu", {"masked_linear": _kernels, "masked_linear_pack": _pack})
+extend("cuda", {"masked_linear": _kernels, "masked_linear_pack": _pack})
+extend("triton", {"masked_linear": _triton, "masked_linear_pack": _triton_pack})
 extend("reference", {"masked_linear": _reference})
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..backends import requested
+from ..backends import choose, requested
 from ..functional.masked_linear import checked_masked_linear
 from ..mask import Mask
 from ._masked import MaskedLayer
@@ -53,7 +53,8 @@ class MaskedLinear(MaskedLayer, nn.Linear):
         }
 
     def _pack(self) -> list[Tensor]:
-        return torch.ops.maskfuse.masked_linear_pack(self.weight.detach(), self._mask.bits, self._mask.plan)
+        pack = choose("masked_linear", self.weight.device).ops.get("masked_linear_pack")
+        return pack(self.weight.detach(), self._mask) if pack is not None else []
 
     def forward(self, input: Tensor, channels: Tensor | None = None) -> Tensor:
         """`input` `[..., in_features]` -> `[..., out_features]`; see `maskfuse.masked_linear`.

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from .._traced import constant_when_traced
+
 
 class Product(Protocol):
     """A differentiable op. `record` is for callers who know that a gradient is asked for and nothing else is."""
@@ -25,12 +27,6 @@ class Product(Protocol):
     def __call__(self, *args: Any) -> Tensor:
         """The op, recorded, traced or transformed as the caller's context asks."""
         ...
-
-
-@torch.compiler.assume_constant_result
-def _func_is_tracing() -> bool:
-    # Dynamo runs this while it traces; it guards on the stack of transforms by itself.
-    return torch._C._are_functorch_transforms_active()
 
 
 def _transformed(args: Sequence[Any]) -> bool:
@@ -195,15 +191,22 @@ def multilinear(
     def apply_transformed(*args: Any) -> Tensor:
         return transformed.apply(*flatten(args))
 
-    # A node of its own in dynamo's graph: the compiler behind it meets the Function, not the op's own derivative.
-    transformed_in_graph = torch.compiler.allow_in_graph(apply_transformed)
     # Compilers drop the tangents of tensors that come from outside: with such, the op breaks the graph.
-    transformed_outside = torch.compiler.disable(apply_transformed)
+    transformed_outside = torch._disable_dynamo(apply_transformed)
+
+    @constant_when_traced
+    def func_is_tracing() -> bool:
+        # Dynamo runs this while it traces; it guards on the stack of transforms by itself.
+        active = torch._C._are_functorch_transforms_active()
+        if active:
+            # A node of its own in the graph: the compiler behind it meets the Function, not the op's own derivative.
+            torch.compiler.allow_in_graph(apply_transformed)
+        return active
 
     def call(*args: Any) -> Tensor:
         if torch.compiler.is_compiling():
-            if _func_is_tracing():
-                return transformed_in_graph(*args)
+            if func_is_tracing():
+                return apply_transformed(*args)
             return op(*args) if forward_ad._current_level < 0 else transformed_outside(*args)
         if _transformed(args):
             return apply_transformed(*args)

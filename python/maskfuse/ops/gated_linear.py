@@ -13,12 +13,7 @@ import torch
 from torch import Tensor
 
 from .autograd import plain
-from .soft_masked_linear import (
-    SoftMaskedLinear,
-    soft_masked_linear,
-    soft_masked_linear_input_grad,
-    soft_masked_linear_weight_grad,
-)
+from .soft_masked_linear import COMPILED, SoftMaskedLinear
 
 
 @torch.library.register_fake("maskfuse::gated_linear_weight_grad")
@@ -73,7 +68,4 @@ def product(namespace: str, soft: SoftMaskedLinear) -> Gated:
     return gated_linear
 
 
-gated_linear = product(
-    "maskfuse",
-    SoftMaskedLinear(soft_masked_linear, soft_masked_linear_input_grad, soft_masked_linear_weight_grad),
-)
+gated_linear = product("maskfuse", COMPILED)

@@ -79,4 +79,5 @@ def products(namespace: str) -> SoftMaskedLinear:
     return SoftMaskedLinear(forward, input_grad, weight_grad)
 
 
-soft_masked_linear, soft_masked_linear_input_grad, soft_masked_linear_weight_grad = products("maskfuse")
+COMPILED = products("maskfuse")
+soft_masked_linear, soft_masked_linear_input_grad, soft_masked_linear_weight_grad = COMPILED

@@ -18,6 +18,8 @@ from . import (
 )
 from ._launch import INTERPRETED, NAMESPACE
 
+from . import products  # isort: skip  behind the ops, which it makes differentiable
+
 __all__ = [
     "INTERPRETED",
     "NAMESPACE",
@@ -30,5 +32,6 @@ __all__ = [
     "masked_conv2d",
     "masked_linear",
     "masked_linear_decode",
+    "products",
     "soft_masked_linear",
 ]

@@ -58,8 +58,7 @@ def activation(op: str, t: Tensor) -> Activation:
     stride = _pixel_stride(t)
     if stride is None or (memory_format == torch.contiguous_format and stride != 1):
         t = t.contiguous(memory_format=memory_format)
-        stride = _pixel_stride(t)
-    assert stride is not None
+        stride = _pixel_stride(t) or 1  # of no pixels there is no stride
     pixels = 1
     for size in t.shape[2:]:
         pixels = pixels * size

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.library import wrap_triton
 
 from ..ops.masked_conv2d import image_like, output_size
-from ._device import capability
+from ._device import capability, multiprocessors
 from ._launch import launch
 from ._linear import add_parts, sums_of
 from ._operands import far
-from ._planner import cut_outer, cut_product
+from ._planner import cut_pixels, cut_weight
 from .kernels.conv2d import (
     conv2d_outer_product_float_small,
     conv2d_outer_product_large,
@@ -99,7 +99,7 @@ def product(
     if y.numel() == 0:
         return y
     m = x.shape[0] * size[0] * size[1]
-    cut = cut_product(m, n, taps * triton.cdiv(k, 64) * 64, x.dtype, x.device, copies=groups)
+    cut = cut_pixels(m, n, k, taps, groups, x.dtype, multiprocessors(x.device))
     to = y if cut.parts == 1 else x.new_empty((cut.parts, m, groups * n), dtype=sums_of(x.dtype))
     bias = None if bias is None else bias.contiguous()
     fused = bias if cut.parts == 1 else None
@@ -159,7 +159,7 @@ def outer_product(g: Tensor, x: Tensor, under: Under, kernel: Ints, geometry: Ge
     if y.numel() == 0:
         return y
     m = g.shape[0] * g.shape[2] * g.shape[3]
-    cut = cut_outer(m, n, k, g.dtype, g.device, copies=groups * taps)
+    cut = cut_weight(m, n, k, taps, groups, g.dtype, multiprocessors(g.device))
     to = y if cut.parts == 1 else g.new_empty((cut.parts, taps, groups * n, k), dtype=sums_of(g.dtype))
     g, x = _innermost(g, taps), _innermost(x, taps)
     bits, chosen = under.bits, under.chosen

@@ -9,7 +9,7 @@ import triton
 from torch import Tensor
 from torch.library import wrap_triton
 
-from ._device import capability
+from ._device import capability, multiprocessors
 from ._launch import launch
 from ._operands import far
 from ._planner import cut_outer, cut_product
@@ -81,7 +81,7 @@ def product(
     y = x.new_empty((m, n))
     if m == 0 or n == 0:
         return y
-    cut = cut_product(m, n, k, x.dtype, x.device)
+    cut = cut_product(m, n, k, x.dtype, multiprocessors(x.device))
     to = y if cut.parts == 1 else x.new_empty((cut.parts, m, n), dtype=sums_of(x.dtype))
     fused = bias if cut.parts == 1 else None
     bias = None if bias is None else bias.contiguous()
@@ -126,7 +126,7 @@ def outer_product(g: Tensor, x: Tensor, kind: int, mask: Tensor, weight: Tensor 
     d_mask = x.new_empty((n, k)) if kind == GATE else y
     if n == 0 or k == 0:
         return y, d_mask
-    cut = cut_outer(m, n, k, x.dtype, x.device)
+    cut = cut_outer(m, n, k, x.dtype, multiprocessors(x.device))
     to = y if cut.parts == 1 else x.new_empty((cut.parts, n, k), dtype=sums_of(x.dtype))
     weight = mask if weight is None else weight
     under = (*weight.stride(), *mask.stride())

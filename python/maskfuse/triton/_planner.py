@@ -10,8 +10,6 @@ from typing import NamedTuple
 
 import torch
 
-from ._device import multiprocessors
-
 FEW_ROWS = 16  # rows of the smallest tile; packed weights are read for no more
 _MOST_PARTS = 8
 _LEAST_BLOCKS = 4  # blocks of the depth that make a part
@@ -38,14 +36,8 @@ def _tiles(rows: int, columns: int, side: int, across: int) -> int:
     return -(-rows // side) * -(-columns // across)
 
 
-def cut_product(
-    m: int, n: int, k: int, dtype: torch.dtype, device: torch.device, count: int | None = None, copies: int = 1
-) -> Cut:
-    """For `copies` products [m, k] x [k, n] whose depth is visited in blocks of 64.
-
-    `count` is the number of multiprocessors, the device's by default.
-    """
-    count = multiprocessors(device) if count is None else count
+def cut_product(m: int, n: int, k: int, dtype: torch.dtype, count: int, copies: int = 1) -> Cut:
+    """For `copies` products [m, k] x [k, n] whose depth is visited in blocks of 64, on `count` multiprocessors."""
     if m <= FEW_ROWS:
         family, tiles = "few", _tiles(n, m, 64, 16)
     elif dtype.itemsize == 2 and copies * _tiles(m, n, 128, 128) >= count:
@@ -55,14 +47,21 @@ def cut_product(
     return Cut(family, _parts(copies * tiles, -(-k // 64), count))
 
 
-def cut_outer(
-    m: int, n: int, k: int, dtype: torch.dtype, device: torch.device, count: int | None = None, copies: int = 1
-) -> Cut:
+def cut_outer(m: int, n: int, k: int, dtype: torch.dtype, count: int, copies: int = 1) -> Cut:
     """For `copies` sums over m rows of products [n] x [k]."""
-    count = multiprocessors(device) if count is None else count
     large = dtype.itemsize == 2 and copies * _tiles(n, k, 128, 128) >= count
     tiles = _tiles(n, k, 128, 128) if large else _tiles(n, k, 64, 64)
     return Cut("large" if large else "small", _parts(copies * tiles, -(-m // 64), count))
+
+
+def cut_pixels(pixels: int, n: int, k: int, taps: int, groups: int, dtype: torch.dtype, count: int) -> Cut:
+    """For a convolution's result of n channels in a group, of k on the other side."""
+    return cut_product(pixels, n, taps * -(-k // 64) * 64, dtype, count, groups)
+
+
+def cut_weight(pixels: int, n: int, k: int, taps: int, groups: int, dtype: torch.dtype, count: int) -> Cut:
+    """For the gradient of a convolution's weight, n x k in a group."""
+    return cut_outer(pixels, n, k, dtype, count, groups * taps)
 
 
 def _parts(tiles: int, blocks: int, count: int) -> int:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
+from ..ops.masked_conv2d import output_size
 from ._conv2d import Geometry, Under, check_images, outer_product, product
-from ._launch import op
+from ._launch import op, plain_op
 from ._operands import check_bits, check_floating, check_shape
 from ._plan import Plan, conv2d_plan
+from ._planner import cut_pixels, cut_weight
 from .mask import by_taps
 
 
@@ -91,3 +94,29 @@ def masked_conv2d_weight_grad(
     check_images(name, grad, shape, geometry, input.shape[2:])
     ordered, _ = _known(name, bits, plan, shape, grad)
     return outer_product(grad, input, Under(ordered), kernel_size, geometry)
+
+
+@plain_op
+def masked_conv2d_choice(
+    direction: str,
+    input_size: Sequence[int],
+    kernel_size: Sequence[int],
+    out_channels: int,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    dtype: torch.dtype,
+    multiprocessors: int,
+    capability: int,
+) -> str:
+    """The family of tiles, and the parts of the depth, by the functions that choose in a call."""
+    images, channels, *size = input_size
+    to = output_size(size, kernel_size, stride, padding, dilation)
+    out, inp, taps = out_channels // groups, channels // groups, kernel_size[0] * kernel_size[1]
+    pixels = images * to[0] * to[1]
+    if direction == "weight_grad":
+        return str(cut_weight(pixels, out, inp, taps, groups, dtype, multiprocessors))
+    if direction == "forward":
+        return str(cut_pixels(pixels, out, inp, taps, groups, dtype, multiprocessors))
+    return str(cut_pixels(images * size[0] * size[1], inp, out, taps, groups, dtype, multiprocessors))

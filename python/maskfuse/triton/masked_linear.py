@@ -82,8 +82,7 @@ def masked_linear_choice(
     """The family of tiles, and the parts of the depth, by the functions that choose in a call."""
     if channels and batch >= LEAST_ROWS:
         return "library"
-    about = dtype, torch.device("cuda"), multiprocessors
     if direction == "weight_grad":
-        return str(cut_outer(batch, out_features, in_features, *about))
+        return str(cut_outer(batch, out_features, in_features, dtype, multiprocessors))
     n, k = (out_features, in_features) if direction == "forward" else (in_features, out_features)
-    return str(cut_product(batch, n, k, *about))
+    return str(cut_product(batch, n, k, dtype, multiprocessors))

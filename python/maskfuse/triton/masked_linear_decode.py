@@ -7,7 +7,7 @@ import triton
 from torch import Tensor
 from torch.library import wrap_triton
 
-from ._device import capability
+from ._device import capability, multiprocessors
 from ._launch import launch, plain_op
 from ._linear import add_parts, sums_of
 from ._operands import check_bits, far
@@ -48,7 +48,7 @@ def decode(x: Tensor, bits: Tensor, packed: Packed, n: int, bias: Tensor | None)
     y = x.new_empty((m, n))
     if m == 0 or n == 0:
         return y
-    parts = cut_product(m, n, k, x.dtype, x.device).parts
+    parts = cut_product(m, n, k, x.dtype, multiprocessors(x.device)).parts
     to = y if parts == 1 else x.new_empty((parts, m, n), dtype=sums_of(x.dtype))
     bias = None if bias is None else bias.contiguous()
     fused = bias if parts == 1 else None
