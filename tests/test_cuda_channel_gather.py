@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import few
 from device_ops import each_cuda_machine, each_machine, poisoned
 from maskfuse import reference
 from test_channel_gather import ALL_DTYPES, LAYOUTS, SHAPES, check_same, expected_format, values
@@ -90,7 +91,7 @@ def test_layouts_and_shapes(machine, trailing, layout):
 @pytest.mark.parametrize("dtype", [*ALL_DTYPES, torch.complex32, torch.uint16], ids=str)
 def test_dtypes(machine, dtype, layout):
     c, b = torch.randint(-C, C, (8,)), torch.tensor([3, 0, 4, 3], dtype=torch.int32)
-    for trailing in ((), (1, 1), (7, 7), (8, 4)):
+    for trailing in few(machine.name, (7, 7), (), (1, 1), (8, 4)):
         x = LAYOUTS[layout](numbers((N, C, *trailing), dtype))
         check_bits(gather(machine, x, c, b), CPU.channel_gather(x, c, C, b, N))
         y = LAYOUTS[layout](numbers((4, 8, *trailing), dtype))
@@ -141,7 +142,7 @@ def test_many_channels(machine):
 @pytest.mark.parametrize("dtype", ALL_DTYPES, ids=str)
 def test_sums_have_the_bits_of_the_cpu(machine, dtype, layout):
     """Samples in the order of the index, and in each its channels; half types in float32."""
-    for trailing in ((), (3, 3), (4, 8)):
+    for trailing in few(machine.name, (3, 3), (), (4, 8)):
         y = LAYOUTS[layout](values((6, 9, *trailing), dtype))
         b = torch.tensor([2, 0, -1, 1, 2, 2])
         for channels in (torch.tensor([4, 1, 1, 0, 4, 1, 1, -1, 1]), torch.randint(5, (6, 9))):
