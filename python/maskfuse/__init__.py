@@ -8,6 +8,7 @@ from .functional.channel_scatter import channel_scatter
 from .functional.channel_select import channel_select
 from .functional.gated_conv2d import gated_conv2d
 from .functional.gated_linear import gated_linear
+from .functional.mask_gradient import mask_gradient
 from .functional.masked_conv2d import masked_conv2d
 from .functional.masked_linear import masked_linear
 from .info import build_info, explain
@@ -24,6 +25,7 @@ __all__ = [
     "functional",
     "gated_conv2d",
     "gated_linear",
+    "mask_gradient",
     "masked_conv2d",
     "masked_linear",
     "nn",

@@ -28,12 +28,13 @@ class Product(Protocol):
 
 
 @torch.compiler.assume_constant_result
-def _func_is_tracing() -> bool:
+def func_is_tracing() -> bool:
+    """Whether traced code is under a `torch.func` transform."""
     # Dynamo runs this while it traces; it guards on the stack of transforms by itself.
     return torch._C._are_functorch_transforms_active()
 
 
-def _transformed(args: Sequence[Any]) -> bool:
+def is_transformed(args: Sequence[Any]) -> bool:
     """True under `torch.func` transforms, and where an operand carries a forward-mode tangent."""
     if torch._C._are_functorch_transforms_active():
         return True
@@ -54,7 +55,8 @@ def plain() -> bool:
     return not (_is_compiling() or _func_is_active() or _casts() or forward_ad._current_level >= 0)
 
 
-def _recorded(args: Sequence[Any]) -> bool:
+def is_recorded(args: Sequence[Any]) -> bool:
+    """True where a gradient of an operand may be asked for."""
     return torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in args)
 
 
@@ -198,13 +200,13 @@ def multilinear(
 
     def call(*args: Any) -> Tensor:
         if torch.compiler.is_compiling():
-            if _func_is_tracing():
+            if func_is_tracing():
                 return transformed_in_graph(*args)
             return op(*args) if forward_ad._current_level < 0 else transformed_outside(*args)
-        if _transformed(args):
+        if is_transformed(args):
             return apply_transformed(*args)
         # Function.apply has a cost of its own, so it is skipped where nothing would use it.
-        return recorded.apply(*flatten(args)) if _recorded(args) else below_autograd(args)
+        return recorded.apply(*flatten(args)) if is_recorded(args) else below_autograd(args)
 
     def record(*args: Any) -> Tensor:
         return recorded.apply(*flatten(args))
