@@ -1,6 +1,6 @@
 """Kernels and layers for networks in which weights or channels are switched off by a mask."""
 
-from . import functional, nn, reference
+from . import functional, nn, optim, reference
 from ._self_test.run import self_test
 from .backends import use_backend
 from .functional.channel_gather import channel_gather
@@ -13,6 +13,7 @@ from .functional.masked_conv2d import masked_conv2d
 from .functional.masked_linear import masked_linear
 from .info import build_info, explain
 from .mask import Mask
+from .optim.protect import is_protected, protect
 from .packing import pack, unpack
 
 __all__ = [
@@ -25,11 +26,14 @@ __all__ = [
     "functional",
     "gated_conv2d",
     "gated_linear",
+    "is_protected",
     "mask_gradient",
     "masked_conv2d",
     "masked_linear",
     "nn",
+    "optim",
     "pack",
+    "protect",
     "reference",
     "self_test",
     "unpack",
