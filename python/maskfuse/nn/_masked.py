@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..functional._check import mask_of
 from ..mask import Mask
+from . import _unmet
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -119,6 +120,7 @@ class MaskedLayer(nn.Module):
         self._mask = self._placed(checked)
         self._retain = bool(retain)
         self._zero_masked()
+        _unmet.add(self, _weight_and_mask)
 
     def reset_parameters(self) -> None:
         """Draws weight and bias as the plain layer does; under the mask the weight is zero again."""
@@ -241,6 +243,8 @@ class MaskedLayer(nn.Module):
         if len(error_msgs) > errors:
             return
         self._mask = self._placed(mask)
+        if saved is not None:
+            _unmet.add(self, _weight_and_mask)
         if self.weight.is_meta or self._retain or not self._has_values_under_mask():
             return
         if saved is not None:
@@ -251,6 +255,15 @@ class MaskedLayer(nn.Module):
             self.weight = nn.Parameter(weight, requires_grad=self.weight.requires_grad)
         else:
             self._zero_masked()
+
+
+def weight_of(layer: MaskedLayer) -> Tensor | None:
+    """The weight, without asking a parametrization to compute it, which may have effects."""
+    return layer._parameters.get("weight", layer.__dict__.get("weight"))
+
+
+def _weight_and_mask(layer: MaskedLayer) -> tuple[Tensor | None, Mask]:
+    return weight_of(layer), layer._mask
 
 
 def _copy_parameters(layer: nn.Module, to: nn.Module) -> None:

@@ -13,6 +13,7 @@ from .. import ops
 from .._sharded import placed_as
 from ..functional._check import floating, mask_of
 from ..mask import Mask, describe
+from . import _unmet
 
 # Attributes of a frozen parameter. Its class stays what it is, since optimizers ask for the exact type; so what copies
 # and pickles a parameter, which drop hooks, is replaced on the instance.
@@ -77,6 +78,7 @@ def freeze(parameter: nn.Parameter, mask: Mask | Tensor) -> nn.Parameter:
     setattr(attributes, _FROZEN, frozen)
     attributes.__deepcopy__ = functools.partial(_deepcopy, here)
     attributes.__reduce_ex__ = functools.partial(_reduce, here)
+    _unmet.add(parameter, lambda parameter: (parameter, frozen_mask(parameter)))
     return parameter
 
 

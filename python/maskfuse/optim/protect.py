@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from .. import ops
 from .._sharded import is_sharded, local, placed_as
 from ..mask import Mask
-from ..nn._masked import MaskedLayer
+from ..nn._masked import MaskedLayer, weight_of
+from ..nn._unmet import PROTECTION
 from ..nn.freeze import frozen_mask
 
 AnyOptimizer = TypeVar("AnyOptimizer", bound=torch.optim.Optimizer)
 
-_PROTECTION = "_maskfuse_protection"
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -65,17 +65,17 @@ def protect(optimizer: AnyOptimizer, model: nn.Module) -> AnyOptimizer:
     if is_protected(optimizer, model):
         return optimizer
     held = {id(p) for p in _parameters(optimizer)}
-    names = [id(p) for p in model.parameters()] + [id(layer.weight) for _, layer in _masked_layers(model)]
+    names = [id(p) for p in model.parameters()] + [id(weight_of(layer)) for _, layer in _masked_layers(model)]
     if held.isdisjoint(names):
         raise ValueError(
             f"optimizer ({type(optimizer).__name__} of {len(held)} parameters) has no parameter of model "
             f"({type(model).__name__}): it was made for another model, or for parameters that have been replaced since"
         )
-    protection = getattr(optimizer, _PROTECTION, None)
+    protection = getattr(optimizer, PROTECTION, None)
     if protection is None:
         protection = _Protection()
         attributes: Any = optimizer
-        setattr(attributes, _PROTECTION, protection)
+        setattr(attributes, PROTECTION, protection)
         optimizer.register_step_pre_hook(protection.before)
         optimizer.register_step_post_hook(protection.after)
         # Optimizers are copied and pickled without their hooks. A cycle would keep the state in memory.
@@ -86,7 +86,7 @@ def protect(optimizer: AnyOptimizer, model: nn.Module) -> AnyOptimizer:
 
 def is_protected(optimizer: torch.optim.Optimizer, model: nn.Module) -> bool:
     """Whether `protect(optimizer, model)` was called."""
-    protection = getattr(optimizer, _PROTECTION, None)
+    protection = getattr(optimizer, PROTECTION, None)
     return protection is not None and any(model is other for other in protection.models)
 
 
@@ -159,7 +159,7 @@ class _Protection:
         self._zeroed = {
             one.guarded.parameter: (one.guarded.parameter._version, one.guarded.mask)
             for one in held
-            if one.guarded.zeros and not one.guarded.parameter.is_inference()
+            if one.before is None
         }
 
     def _copied(self, one: _Guarded) -> Tensor | None:
@@ -208,11 +208,6 @@ def _masked_layers(model: nn.Module) -> Iterable[tuple[str, MaskedLayer]]:
     return ((name, module) for name, module in model.named_modules() if isinstance(module, MaskedLayer))
 
 
-def _weight_of(layer: MaskedLayer) -> Tensor | None:
-    """The weight, without asking a parametrization to compute it, which may have effects."""
-    return layer._parameters.get("weight", layer.__dict__.get("weight"))
-
-
 def _guarded(optimizer: torch.optim.Optimizer, models: Iterable[nn.Module]) -> list[_Guarded]:
     parameters = {
         id(parameter): (parameter, bool(group.get("differentiable", False)))
@@ -223,7 +218,7 @@ def _guarded(optimizer: torch.optim.Optimizer, models: Iterable[nn.Module]) -> l
     zeros: dict[int, bool] = {}
     for model in models:
         for name, layer in _masked_layers(model):
-            weight = _weight_of(layer)
+            weight = weight_of(layer)
             where = f"the mask of layer {name!r} ({type(layer).__name__})"
             if weight is None or (not isinstance(weight, nn.Parameter) and id(weight) not in parameters):
                 raise ValueError(
@@ -269,7 +264,7 @@ def _mask_gradient(one: _Guarded) -> None:
 
 def _reduce(here: weakref.ref[Any], protocol: int) -> tuple[Any, ...]:
     optimizer: Any = here()
-    models = getattr(optimizer, _PROTECTION).models
+    models = getattr(optimizer, PROTECTION).models
     return _blank, (type(optimizer),), {"optimizer": optimizer.__getstate__(), "models": models}
 
 
