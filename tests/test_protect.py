@@ -831,6 +831,43 @@ def test_channels_last_weights():
             layer.weight.add_(1.0)
 
 
+def sharded(rank, processes, path):
+    """One process of `test_fully_sharded_models`; errors end the test."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=processes)
+    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (processes,))
+    torch.manual_seed(0)
+    plain = nn.Sequential(MaskedLinear(9, 7), nn.ReLU(), nn.Linear(7, 5), MaskedLinear(5, 3))
+    spread = copy.deepcopy(plain)
+    masks = [torch.rand(layer.weight.shape) > 0.5 for layer in (plain[0], plain[2], plain[3])]
+    x = torch.randn(4, 9)
+    for layer in (*spread[::2], spread):
+        torch.distributed.fsdp.fully_shard(layer, mesh=mesh)
+    weights = []
+    for model in (plain, spread):
+        optimizer = optim.AdamW(model.parameters(), 0.05, weight_decay=0.1)
+        trained(model, optimizer, 2, x)
+        model[0].set_mask(masks[0])
+        freeze(model[2].weight, masks[1])
+        model[3].set_mask(masks[2], retain=True)
+        before = [model[i].weight.detach().clone() for i in (0, 2, 3)]
+        trained(model, protect(optimizer, model), 3, x)
+        after = [model[i].weight.detach() for i in (0, 2, 3)]
+        weights.append([[t.full_tensor() if hasattr(t, "full_tensor") else t for t in ts] for ts in (before, after)])
+    for mask, before, after, want in zip(masks, *weights[1], weights[0][1], strict=True):
+        assert same_bits(before[~mask], after[~mask]) and not (before == after)[mask].any()
+        torch.testing.assert_close(after, want)
+    assert not weights[1][1][0][~masks[0]].any() and weights[1][1][2][~masks[2]].all()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
+def test_fully_sharded_models(tmp_path):
+    """FSDP2 in two processes, whose parts of a weight differ in size."""
+    torch.multiprocessing.spawn(sharded, (2, str(tmp_path / "rendezvous")), nprocs=2)
+
+
 def test_errors(layer, mask):
     optimizer = optim.SGD(layer.parameters(), 0.1)
     with pytest.raises(TypeError, match=r"optimizer must be a torch.optim.Optimizer, got MaskedLinear"):

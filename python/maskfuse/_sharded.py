@@ -32,3 +32,8 @@ def placed_as(dense: Tensor, t: Tensor) -> Tensor:
 def local(t: Tensor) -> Tensor:
     """The part of `t` that is here, in its own memory; `t` itself where it is not spread."""
     return t.to_local() if is_sharded(t) else t  # type: ignore[attr-defined]
+
+
+def local_part(dense: Tensor, t: Tensor) -> Tensor:
+    """The part of `dense`, which every process has in full, that belongs to the part of `t` that is here."""
+    return local(placed_as(dense, t))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from .._sharded import local, local_part, placed_as
 from ..functional._check import mask_of
 from ..mask import Mask
 from . import _unmet
@@ -197,11 +198,11 @@ class MaskedLayer(nn.Module):
     def _zero_masked(self) -> None:
         if self._retain or self.weight.is_meta:
             return
-        self.weight.masked_fill_(~self._mask.dense(), 0)
+        local(self.weight).masked_fill_(local_part(~self._mask.dense(), self.weight), 0)
 
     @torch.no_grad()
     def _has_values_under_mask(self) -> bool:
-        return bool(self.weight.masked_fill(self._mask.dense(), 0).any())
+        return bool(local(self.weight).masked_fill(local_part(self._mask.dense(), self.weight), 0).any())
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # `fn` may cast or leave memory uninitialised (to_empty): the bits only follow the device.
@@ -251,7 +252,7 @@ class MaskedLayer(nn.Module):
             self._retain = True  # so was the layer that was saved: what it kept is kept
         elif local_metadata.get("assign_to_params_buffers", False):
             # The parameter is now the caller's tensor, which is not ours to write to.
-            weight = self.weight.detach().masked_fill(~self._mask.dense(), 0)
+            weight = self.weight.detach().masked_fill(placed_as(~self._mask.dense(), self.weight), 0)
             self.weight = nn.Parameter(weight, requires_grad=self.weight.requires_grad)
         else:
             self._zero_masked()

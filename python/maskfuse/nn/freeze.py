@@ -29,8 +29,10 @@ class _Frozen:
         self.handle: Any = None
 
     def masked(self, grad: Tensor) -> Tensor:
-        self.mask = self.mask.to(grad.device)  # the parameter may have moved
-        return ops.masked(grad, placed_as(self.mask.dense(), grad))
+        mask = self.mask.to(grad.device)
+        if not grad.is_meta:  # where bits have no values
+            self.mask = mask  # the parameter has moved, once for all
+        return ops.masked(grad, placed_as(mask.dense(), grad))
 
 
 def freeze(parameter: nn.Parameter, mask: Mask | Tensor) -> nn.Parameter:

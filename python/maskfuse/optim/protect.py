@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from .._sharded import is_sharded, local, placed_as
+from .._sharded import is_sharded, local, local_part
 from ..mask import Mask
 from ..nn._masked import MaskedLayer, weight_of
 from ..nn._unmet import PROTECTION
@@ -101,7 +101,7 @@ class _Guarded:
 
     def inactive(self) -> Tensor:
         """Bool, of the part of the parameter that is here."""
-        return local(placed_as((~self.mask).dense(), self.parameter))
+        return local_part((~self.mask).dense(), self.parameter)
 
 
 @dataclass(frozen=True)
