@@ -28,10 +28,12 @@ def placed_as(dense: Tensor, t: Tensor) -> Tensor:
     return distribute_tensor(dense, t.device_mesh, t.placements, src_data_rank=None)
 
 
-@torch.no_grad()
 def local(t: Tensor) -> Tensor:
-    """The part of `t` that is here, in its own memory; `t` itself where it is not spread."""
-    return t.to_local() if is_sharded(t) else t  # type: ignore[attr-defined]
+    """The part of `t` that is here, in its own memory and without its history; `t` itself where it is not spread."""
+    if not is_sharded(t):
+        return t
+    with torch.no_grad():
+        return t.to_local()  # type: ignore[attr-defined]
 
 
 def local_part(dense: Tensor, t: Tensor) -> Tensor:

@@ -99,9 +99,9 @@ class _Guarded:
     zeros: bool  # what is under the mask should be zero: masked layers have it alone, and none retains
     differentiable: bool
 
-    def inactive(self) -> Tensor:
+    def active(self) -> Tensor:
         """Bool, of the part of the parameter that is here."""
-        return local_part((~self.mask).dense(), self.parameter)
+        return local_part(self.mask.dense(), self.parameter)
 
 
 @dataclass(frozen=True)
@@ -114,16 +114,16 @@ class _Held:
     def put_back(self) -> None:
         guarded = self.guarded
         with torch.set_grad_enabled(guarded.differentiable):
-            inactive = guarded.inactive()
+            active = guarded.active()
             if guarded.differentiable:
                 assert self.before is not None
-                guarded.parameter.copy_(torch.where(inactive, self.before, guarded.parameter))
+                guarded.parameter.copy_(torch.where(active, guarded.parameter, self.before))
                 return
             here = local(guarded.parameter)
             if self.before is None:
-                here.masked_fill_(inactive, 0)
+                _zero(here, active)
             else:
-                torch.where(inactive, self.before, here, out=here)
+                torch.where(active, here, self.before, out=here)
 
 
 class _Protection:
@@ -180,8 +180,7 @@ class _Protection:
             return True
         if parameter.is_cuda and torch.cuda.is_current_stream_capturing():
             return False
-        bits = parameter.detach().view(_INTEGERS[parameter.element_size()])  # of which -0.0 has one
-        return not bool(torch.where(one.inactive(), bits, 0).any())
+        return not bool(torch.where(one.active(), 0, _bits(parameter)).any())  # -0.0 has a bit set
 
     def _closure(self, closure: Callable[[], Any], held: list[_Held]) -> Callable[[], Any]:
         @functools.wraps(closure)
@@ -259,7 +258,17 @@ def _mask_gradient(one: _Guarded) -> None:
         if one.differentiable or grad.layout is not torch.strided or 0 in grad.stride():  # none, or expanded
             one.parameter.grad = ops.masked(grad, one.mask)
         else:
-            local(grad).masked_fill_(one.inactive(), 0)  # in place: buckets and graphs know the gradient's memory
+            _zero(local(grad), one.active())  # in place: buckets and graphs know the gradient's memory
+
+
+def _bits(t: Tensor) -> Tensor:
+    return t.detach().view(_INTEGERS[t.element_size()])
+
+
+def _zero(t: Tensor, active: Tensor) -> None:
+    """Writes +0.0 where `active` is false, whatever is there: as integers, for which torch takes half of the time that
+    `masked_fill_` takes."""
+    _bits(t).bitwise_and_(active.view(torch.int8).neg())  # -1 has every bit
 
 
 def _reduce(here: weakref.ref[Any], protocol: int) -> tuple[Any, ...]:
