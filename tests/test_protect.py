@@ -309,6 +309,7 @@ def test_a_closure_that_raises_leaves_weights_in_place():
     with pytest.raises(KeyboardInterrupt):
         optimizer.step(closure)
     assert not layer.weight[~layer.mask.dense()].any()
+    assert not optimizer._maskfuse_protection._steps  # nothing waits for the end of that step
     optimizer.step(closure)
     assert not layer.weight[~layer.mask.dense()].any()
 
@@ -412,6 +413,7 @@ def test_returns_the_optimizer_and_is_idempotent(layer, optimizer, mask):
     assert protect(optimizer, layer) is optimizer and protect(optimizer, layer) is optimizer
     assert is_protected(optimizer, layer) and not is_protected(optimizer, nn.Sequential(layer))
     assert len(optimizer._optimizer_step_pre_hooks) == len(optimizer._optimizer_step_post_hooks) == 1
+    assert len(optimizer._maskfuse_protection.models) == 1
     layer.set_mask(mask)
     trained(layer, optimizer)
     assert not under(layer).any()
@@ -833,6 +835,8 @@ def test_channels_last_weights():
 
 def sharded(rank, processes, path):
     """One process of `test_fully_sharded_models`; errors end the test."""
+    from torch.distributed.fsdp import fully_shard
+
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=processes)
     mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (processes,))
@@ -842,7 +846,7 @@ def sharded(rank, processes, path):
     masks = [torch.rand(layer.weight.shape) > 0.5 for layer in (plain[0], plain[2], plain[3])]
     x = torch.randn(4, 9)
     for layer in (*spread[::2], spread):
-        torch.distributed.fsdp.fully_shard(layer, mesh=mesh)
+        fully_shard(layer, mesh=mesh)
     weights = []
     for model in (plain, spread):
         optimizer = optim.AdamW(model.parameters(), 0.05, weight_decay=0.1)
@@ -905,6 +909,11 @@ def test_weights_that_are_computed(mask):
     optimizer = protect(optim.SGD(layer.parameters(), 0.1), layer)
     with pytest.raises(ValueError, match=r"mask of layer '' .*computed from other parameters.*nn.freeze"):
         optimizer.step()
+
+
+def test_every_optimizer_of_torch_is_tested():
+    known = {n for n, o in vars(optim).items() if isinstance(o, type) and issubclass(o, optim.Optimizer)}
+    assert known - {"Optimizer"} <= {*ELEMENTWISE, *TOGETHER, "LBFGS", "SparseAdam"}
 
 
 def test_is_public():

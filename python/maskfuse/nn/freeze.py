@@ -112,11 +112,7 @@ def _check_parameter(parameter: object) -> None:
 
 def _deepcopy(here: weakref.ref[Any], memo: dict[int, Any]) -> Any:
     parameter: Any = here()
-    if id(parameter) in memo:
-        return memo[id(parameter)]
-    copy = freeze(type(parameter).__deepcopy__(parameter, memo), parameter._maskfuse_frozen.mask)
-    memo[id(parameter)] = copy
-    return copy
+    return freeze(type(parameter).__deepcopy__(parameter, memo), parameter._maskfuse_frozen.mask)
 
 
 def _reduce(here: weakref.ref[Any], protocol: int) -> tuple[Any, ...]:

@@ -90,7 +90,7 @@ def is_protected(optimizer: torch.optim.Optimizer, model: nn.Module) -> bool:
     return protection is not None and any(model is other for other in protection.models)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Guarded:
     """A parameter of which a step moves only what is active."""
 
@@ -104,7 +104,7 @@ class _Guarded:
         return local_part(self.mask.dense(), self.parameter)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Held:
     """What is put back after a step: the parameter as it was before, or None for zeros under the mask."""
 
