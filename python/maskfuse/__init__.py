@@ -1,6 +1,6 @@
 """Kernels and layers for networks in which weights or channels are switched off by a mask."""
 
-from . import functional, nn, optim, reference
+from . import functional, nn, optim, reference, schedule
 from ._self_test.run import self_test
 from .backends import use_backend
 from .functional.channel_gather import channel_gather
@@ -35,6 +35,7 @@ __all__ = [
     "pack",
     "protect",
     "reference",
+    "schedule",
     "self_test",
     "unpack",
     "use_backend",

@@ -39,3 +39,8 @@ def local(t: Tensor) -> Tensor:
 def local_part(dense: Tensor, t: Tensor) -> Tensor:
     """The part of `dense`, which every process has in full, that belongs to the part of `t` that is here."""
     return local(placed_as(dense, t))
+
+
+def whole(t: Tensor) -> Tensor:
+    """All of `t` on every process, which have to ask together; `t` itself where it is not spread."""
+    return t.full_tensor() if is_sharded(t) else t  # type: ignore[attr-defined]
