@@ -54,7 +54,15 @@ def main() -> None:
         masks = [layer.mask for layer in model if isinstance(layer, MaskedLinear)]
         active, weights = sum(mask.active for mask in masks), sum(mask.numel for mask in masks)
         densities = [mask.density for mask in masks]
-        rows.append({"budget": budget or "dense", "accuracy": score, "active": active, "weights": weights, "densities": densities})
+        rows.append(
+            {
+                "budget": budget or "dense",
+                "accuracy": score,
+                "active": active,
+                "weights": weights,
+                "densities": densities,
+            }
+        )
     if parser.parse_args().json:
         print(json.dumps(rows))
         return

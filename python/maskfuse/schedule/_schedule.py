@@ -149,17 +149,18 @@ class Schedule(ABC):
 
     def _versions(self) -> dict[int, int]:
         """How often each weight was changed in place, of those that count: a CUDA graph that is replayed does not."""
-        stepped = {id(p) for optimizer in self._optimizers for group in optimizer.param_groups for p in group["params"]}
+        stepped = {id(p) for optimizer in self._optimizers for p in _parameters(optimizer)}
         weights = (one.weight for one in self._rest)
         return {
             id(w): w._version
             for w in weights
-            if id(w) in stepped and not is_sharded(w) and w.is_cpu and not w.is_inference() and w.grad is not None
+            if id(w) in stepped and not is_sharded(w) and w.is_cpu and not w.is_inference()
         }
 
     def _check_order(self) -> None:
         versions = self._versions()
-        if not versions or any(self._seen.get(key) != version for key, version in versions.items()):
+        stuck = [w for w in (one.weight for one in self._rest) if w.grad is not None and id(w) in versions]
+        if not stuck or any(versions[id(w)] != self._seen.get(id(w)) for w in stuck):
             return
         gradients = (p.grad for optimizer in self._optimizers for p in _parameters(optimizer) if p.grad is not None)
         if all(_finite(grad) for grad in gradients):
