@@ -19,6 +19,7 @@ EPOCHS, BATCH, DENSITY = 30, 64, 0.1
 
 
 def network() -> nn.Sequential:
+    """A perceptron 64-256-256-10, always the same."""
     torch.manual_seed(0)
     return nn.Sequential(MaskedLinear(64, 256), nn.ReLU(), MaskedLinear(256, 256), nn.ReLU(), MaskedLinear(256, 10))
 
@@ -44,26 +45,20 @@ def train(model: nn.Module, data: Data, budget: str | None) -> float:
 
 
 def main() -> None:
+    """Prints a table, or JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    as_json = parser.parse_args().json
     data = Data()
     rows = []
     for budget in (None, "uniform", "erk", "global"):
         model = network()
         score = train(model, data, budget)
         masks = [layer.mask for layer in model if isinstance(layer, MaskedLinear)]
-        active, weights = sum(mask.active for mask in masks), sum(mask.numel for mask in masks)
-        densities = [mask.density for mask in masks]
-        rows.append(
-            {
-                "budget": budget or "dense",
-                "accuracy": score,
-                "active": active,
-                "weights": weights,
-                "densities": densities,
-            }
-        )
-    if parser.parse_args().json:
+        row = {"budget": budget or "dense", "accuracy": score, "densities": [mask.density for mask in masks]}
+        counts = {"active": sum(mask.active for mask in masks), "weights": sum(mask.numel for mask in masks)}
+        rows.append(row | counts)
+    if as_json:
         print(json.dumps(rows))
         return
     print(f"{'budget':<8} {'active weights':>16} {'accuracy':>9}   density of each layer")

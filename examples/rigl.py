@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import json
+from contextlib import nullcontext
+from typing import Any
 
 import torch
 from maskfuse.demo.model import Data, accuracy
@@ -17,17 +19,19 @@ from maskfuse.schedule import SET, RigL
 from torch import nn
 from torch.nn import functional as F
 
-EPOCHS, BATCH, DENSITY = 30, 64, 0.1
+EPOCHS, BATCH, DENSITY = 60, 64, 0.1
 METHODS = ("dense", "fixed", "SET", "RigL")
 
 
-def train(method: str, data: Data) -> dict:
+def train(method: str, data: Data) -> dict[str, Any]:
+    """Trains one network; its test accuracy, its active weights, and how often their places changed."""
     torch.manual_seed(0)
-    model = nn.Sequential(MaskedLinear(64, 256), nn.ReLU(), MaskedLinear(256, 256), nn.ReLU(), MaskedLinear(256, 10))
+    model = nn.Sequential(MaskedLinear(64, 64), nn.ReLU(), MaskedLinear(64, 64), nn.ReLU(), MaskedLinear(64, 10))
     images, labels = data.train
     generator = torch.Generator().manual_seed(0)
-    optimizer = torch.optim.Adam(model.parameters(), 2e-3)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     steps = EPOCHS * -(-len(images) // BATCH)
+    rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     kind = SET if method == "SET" else RigL
     options = {"end": steps * 3 // 4, "interval": 20, "generator": torch.Generator().manual_seed(0)}
     density = 1.0 if method == "dense" else DENSITY
@@ -36,19 +40,19 @@ def train(method: str, data: Data) -> dict:
     for _ in range(EPOCHS):
         for index in torch.randperm(len(images), generator=generator).split(BATCH):
             optimizer.zero_grad()
-            if isinstance(schedule, RigL):
-                with schedule.dense_gradient():  # of masked weights too, in the steps that change masks
-                    loss = F.cross_entropy(model(images[index]), labels[index])
-            else:
+            # In steps that change masks RigL needs the gradient of masked weights too; SET draws at random.
+            with schedule.dense_gradient() if isinstance(schedule, RigL) else nullcontext():
                 loss = F.cross_entropy(model(images[index]), labels[index])
             loss.backward()
             optimizer.step()
             changes += schedule.step()
+            rate.step()
     active = sum(schedule.active.values())
     return {"method": method, "accuracy": accuracy(model, data), "active": active, "changes": changes}
 
 
 def main() -> None:
+    """Prints a table, or JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     as_json = parser.parse_args().json

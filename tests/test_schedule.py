@@ -12,7 +12,7 @@ from maskfuse import Mask, protect
 from maskfuse.nn import MaskedLinear
 from maskfuse.schedule import SET, CubicSchedule, RigL
 from optimizers import ELEMENTWISE, made, same_bits
-from schedules import NUMEL, TOTAL, masked_layers, network, step, under_masks
+from schedules import NUMEL, TOTAL, masked_layers, network, recording, step, under_masks
 from torch import nn, optim
 
 BUDGETS = ["uniform", "erk", "global"]
@@ -160,10 +160,7 @@ def test_shared_layers_count_once_and_are_masked_alike(kind, shared):
     schedule = kind(model, optimizer, 0.5, end=4, interval=1, dense=["3"])
     for _ in range(4):
         optimizer.zero_grad()
-        if kind is RigL:
-            with schedule.dense_gradient():
-                loss = model(torch.randn(3, 6)).sum()
-        else:
+        with recording(schedule):
             loss = model(torch.randn(3, 6)).sum()
         loss.backward()
         optimizer.step()
@@ -283,10 +280,7 @@ def test_state_of_weights_whose_mask_changes_begins_anew(name, kind, protected, 
         masks = [layer.mask.dense() for layer in layers]
         x = torch.randn(8, 2, 8, 8)
         optimizer.zero_grad()
-        if kind is RigL:
-            with schedule.dense_gradient():
-                loss = (model(x) - 1).pow(2).mean()
-        else:
+        with recording(schedule):
             loss = (model(x) - 1).pow(2).mean()
         loss.backward()
         optimizer.step()
@@ -391,10 +385,7 @@ def test_old_masks_and_plans_are_freed(kind, protected):
     try:
         for _ in range(40):
             optimizer.zero_grad()
-            if kind is RigL:
-                with schedule.dense_gradient():
-                    loss = model(torch.randn(4, 80)).pow(2).sum()
-            else:
+            with recording(schedule):
                 loss = model(torch.randn(4, 80)).pow(2).sum()
             loss.backward()
             optimizer.step()

@@ -130,9 +130,10 @@ class SET(_Rewiring):
         drop_fraction: share of the active weights, 0..1.
         annealing: `"constant"`, or `"cosine"`: the share falls to 0 at `end`.
         budget: `"uniform"`: each layer has the same density; `"erk"`: Erdős-Rényi-Kernel, small layers a higher one;
-            `"global"`: weights are drawn, dropped and grown among those of all layers, whose densities change.
-            The total is exactly `round(density * weights)` with each of them (largest remainder, ties by index; a layer
-            smaller than its share is full, and others get the rest).
+            `"global"`: weights are drawn, dropped and grown among those of all layers, whose densities change; one may
+            be left with none, and few layers come back from that. The total is exactly `round(density * weights)`
+            with each of them (largest remainder, ties by index; a layer smaller than its share is full, and others get
+            the rest).
         layers: names of layers, or a function of name and layer: which ones are masked; None for all.
         dense: the same, of those that stay dense; they count in the density, unlike layers that are not selected.
         generator: what is drawn from; None for torch's own, which a resumed training has to restore itself.
@@ -204,9 +205,10 @@ class RigL(_Rewiring):
         drop_fraction: share of the active weights at the beginning, 0..1.
         annealing: `"cosine"`, or `"constant"`: the share stays `drop_fraction`.
         budget: `"uniform"`: each layer has the same density; `"erk"`: Erdős-Rényi-Kernel, small layers a higher one;
-            `"global"`: weights are drawn, dropped and grown among those of all layers, whose densities change.
-            The total is exactly `round(density * weights)` with each of them (largest remainder, ties by index; a layer
-            smaller than its share is full, and others get the rest).
+            `"global"`: weights are drawn, dropped and grown among those of all layers, whose densities change; one may
+            be left with none, and few layers come back from that. The total is exactly `round(density * weights)`
+            with each of them (largest remainder, ties by index; a layer smaller than its share is full, and others get
+            the rest).
         layers: names of layers, or a function of name and layer: which ones are masked; None for all.
         dense: the same, of those that stay dense; they count in the density, unlike layers that are not selected.
         generator: what the first masks are drawn from; None for torch's own.
@@ -331,7 +333,7 @@ def _kept_by_magnitude(pool: Pool, magnitude: Tensor, drop: int) -> Tensor:
 
 def _kept_by_sign(pool: Pool, magnitude: Tensor, drop: int) -> Tensor:
     negative = pool.join(whole(member.weight.detach()) < 0 for member in pool.members)
-    sides = [(magnitude >= 0) & negative, (magnitude >= 0) & ~negative]
+    sides = [(magnitude >= 0) & ~negative, (magnitude >= 0) & negative]
     numbers = [int(side.sum()) for side in sides]
     kept = torch.zeros_like(negative)
     for side, number, dropped in zip(sides, numbers, apportion(drop, numbers, numbers), strict=True):
