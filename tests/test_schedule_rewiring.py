@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+from datetime import timedelta
 
 import pytest
 import torch
@@ -216,7 +218,9 @@ def test_values_kept_under_old_masks_do_not_come_back(kind):
 def processes(rank, path, kind):
     """One of two processes of `test_processes_change_their_masks_alike`; errors end the test."""
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{path}", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+    )
     torch.manual_seed(0)
     model = network()
     if kind == "fsdp":
@@ -255,9 +259,11 @@ def processes(rank, path, kind):
             moment = moment.full_tensor() if kind == "fsdp" else moment
             assert not weight[~layer.mask.dense()].any() and not moment[~layer.mask.dense()].any()
             assert weight.any()
-    torch.distributed.destroy_process_group()
+    torch.distributed.barrier()
+    os._exit(0)  # destroy_process_group was seen to wait for ever for a thread of its own
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch has no distributed package")
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_processes_change_their_masks_alike(kind, tmp_path):
