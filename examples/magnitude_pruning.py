@@ -45,26 +45,26 @@ def train(model: nn.Module, data: Data, budget: str | None) -> float:
 
 
 def main() -> None:
-    """Prints a table, or JSON."""
+    """Prints a table, and with --json the same as JSON in the last line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--json", action="store_true", help="print JSON in the last line")
     as_json = parser.parse_args().json
-    data = Data()
-    rows = []
+    data, rows = Data(), []
+    print(f"{'budget':<8} {'active weights':>16} {'accuracy':>9}   density of each layer")
     for budget in (None, "uniform", "erk", "global"):
         model = network()
-        score = train(model, data, budget)
+        row = {"budget": budget or "dense", "accuracy": train(model, data, budget)}
         masks = [layer.mask for layer in model if isinstance(layer, MaskedLinear)]
-        row = {"budget": budget or "dense", "accuracy": score, "densities": [mask.density for mask in masks]}
-        counts = {"active": sum(mask.active for mask in masks), "weights": sum(mask.numel for mask in masks)}
-        rows.append(row | counts)
+        row |= {"active": sum(mask.active for mask in masks), "weights": sum(mask.numel for mask in masks)}
+        row["densities"] = [mask.density for mask in masks]
+        densities = " ".join(f"{density:>7.1%}" for density in row["densities"])
+        print(
+            f"{row['budget']:<8} {row['active']:>7} of {row['weights']} {row['accuracy']:>9.2%}   {densities}",
+            flush=True,
+        )
+        rows.append(row)
     if as_json:
         print(json.dumps(rows))
-        return
-    print(f"{'budget':<8} {'active weights':>16} {'accuracy':>9}   density of each layer")
-    for row in rows:
-        densities = " ".join(f"{density:>7.1%}" for density in row["densities"])
-        print(f"{row['budget']:<8} {row['active']:>7} of {row['weights']:>5} {row['accuracy']:>9.2%}   {densities}")
 
 
 if __name__ == "__main__":
