@@ -296,6 +296,10 @@ def test_gradients_that_are_not_finite_postpone_the_change(trained):
         scaler.update()
         changes.append(rigl.step())
         if t == 0:
-            rigl.interval = 50  # the next one is due at 50, but one waits
-            assert rigl.needs_dense_gradient and rigl.state_dict()["waiting"]
+            # The next one is due at 50, but one waits, after resuming too.
+            state = rigl.state_dict()
+            rigl = RigL(model, optimizer, 0.2, end=100, interval=50)
+            assert not rigl.needs_dense_gradient
+            rigl.load_state_dict(state)
+            assert rigl.needs_dense_gradient
     assert changes == [False, True, False] and not rigl.needs_dense_gradient
