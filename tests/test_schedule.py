@@ -103,6 +103,10 @@ def test_other_bad_arguments(model, optimizer):
             RigL(model, optimizer, 0.5, end=5, drop_fraction=value)
     with pytest.raises(ValueError, match="annealing must be cosine or constant, got 'linear'"):
         SET(model, optimizer, 0.5, end=5, annealing="linear")
+    twin = MaskedLinear(8, 5)
+    twin.weight = model[7].weight
+    with pytest.raises(ValueError, match=r"layers '0\.7' and '1' share a weight and must have one mask, got 20 and 40"):
+        CubicSchedule(nn.Sequential(model, twin), optimizer, 0.5, end=5)
     nn.utils.parametrizations.weight_norm(model[4])
     with pytest.raises(ValueError, match="the weight of layer '4' must be a parameter"):
         CubicSchedule(model, optimizer, 0.5, end=5)

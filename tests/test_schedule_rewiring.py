@@ -194,6 +194,16 @@ def test_set_draws_evenly():
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("density", [0.0, 0.05, 0.9, 1.0])
+def test_masks_set_by_hand_come_back_to_the_budget(kind, density):
+    model, optimizer, schedule = made(kind, density=0.3)
+    first = schedule.active
+    for layer in masked_layers(model)[1:]:
+        layer.set_mask(Mask.random(layer.weight.shape, density))
+    assert step(model, optimizer, schedule) and schedule.active == first
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_values_kept_under_old_masks_do_not_come_back(kind):
     """Neither retained ones, nor what was written there, nor NaN."""
     model = nn.Sequential(MaskedLinear(6, 8, bias=False))

@@ -87,7 +87,8 @@ def masked_weights(model: nn.Module, layers: Selection | None, dense: Selection)
 
     Raises:
         TypeError: `model` is no module.
-        ValueError: there is none, a name that no masked layer has, or one that is to stay dense and is masked.
+        ValueError: there is none, a name that no masked layer has, one that is to stay dense and is masked, or layers
+            that share a weight under different masks.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
@@ -117,6 +118,11 @@ def masked_weights(model: nn.Module, layers: Selection | None, dense: Selection)
                 raise ValueError(
                     f"the mask of layer {names[layer][0]!r} must have the shape of its weight, {list(shape)}, "
                     f"got {list(layer.mask.shape)}"
+                )
+            if layer.mask != one.mask:
+                raise ValueError(
+                    f"layers {names[group[0]][0]!r} and {names[layer][0]!r} share a weight and must have one mask, "
+                    f"got {one.mask.active} and {layer.mask.active} active weights; set the same mask in both"
                 )
             if one.dense and layer.mask.active != layer.mask.numel:
                 raise ValueError(

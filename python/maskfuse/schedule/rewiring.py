@@ -99,7 +99,9 @@ class _Rewiring(Schedule):
         for pool, count in zip(self._pools, self._counts, strict=True):
             magnitude = pool.join(member.magnitude() for member in pool.members)
             active = int((magnitude >= 0).sum())
-            stays = kept(pool, magnitude, round(self.drop_fraction_at(step) * active))
+            # Of a mask that was set by hand since, as many go as there are too many.
+            drop = max(round(self.drop_fraction_at(step) * active), active - count)
+            stays = kept(pool, magnitude, drop)
             room = torch.where(stays, -1.0, gain(pool, stays.numel()).to(stays.device))
             masks.append(stays | largest(room, count - int(stays.sum())))
         return self._set_all(masks)
