@@ -106,7 +106,7 @@ def kernels(request):
 @pytest.mark.parametrize("kernel", ["accumulate", "shifted", "sampled", "direct", "library"])
 def test_geometries(backend, geometry, memory_format, kernel):
     once(backend, kernel, "accumulate")
-    if backend == "triton" and (geometry[3] == (7, 7) or memory_format != FORMATS["contiguous"] and geometry[0] != 9):
+    if backend == "triton" and (geometry[3] == (7, 7) or (memory_format != FORMATS["contiguous"] and geometry[0] != 9)):
         pytest.skip("many cases alike in the interpreter")
     x, w, b = operands(geometry, memory_format=memory_format)
     with preferring(kernel):

@@ -8,7 +8,7 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 wheel=$(ls "$root"/dist/maskfuse-*.whl)
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
-cp -r "$root/tests" "$folder/tests"
+cp -r "$root/tests" "$root/examples" "$folder"
 cp "$root/pyproject.toml" "$folder"
 
 for version in 2.13.0 2.11.0; do

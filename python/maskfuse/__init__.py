@@ -1,6 +1,6 @@
 """Kernels and layers for networks in which weights or channels are switched off by a mask."""
 
-from . import functional, nn, reference
+from . import functional, nn, optim, reference, schedule
 from ._self_test.run import self_test
 from .backends import use_backend
 from .functional.channel_gather import channel_gather
@@ -8,10 +8,12 @@ from .functional.channel_scatter import channel_scatter
 from .functional.channel_select import channel_select
 from .functional.gated_conv2d import gated_conv2d
 from .functional.gated_linear import gated_linear
+from .functional.mask_gradient import mask_gradient
 from .functional.masked_conv2d import masked_conv2d
 from .functional.masked_linear import masked_linear
 from .info import build_info, explain
 from .mask import Mask
+from .optim.protect import is_protected, protect
 from .packing import pack, unpack
 
 __all__ = [
@@ -24,11 +26,16 @@ __all__ = [
     "functional",
     "gated_conv2d",
     "gated_linear",
+    "is_protected",
+    "mask_gradient",
     "masked_conv2d",
     "masked_linear",
     "nn",
+    "optim",
     "pack",
+    "protect",
     "reference",
+    "schedule",
     "self_test",
     "unpack",
     "use_backend",

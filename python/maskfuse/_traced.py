@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import torch
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -13,3 +15,26 @@ def constant_when_traced(function: F) -> F:
     `torch.compiler.assume_constant_result` says."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
+
+
+def func_is_tracing(function: Callable[..., Any]) -> Callable[[], bool]:
+    """What traced code asks to know whether it is under a `torch.func` transform, in which it calls `function`.
+
+    That one then is a node of its own in the graph, as if `torch.compiler.allow_in_graph` had been said of it before:
+    the compiler behind the graph meets its Function, not the derivatives of what it calls.
+    """
+
+    @constant_when_traced
+    def asks() -> bool:
+        # Dynamo runs this while it traces; it guards on the stack of transforms by itself.
+        active = torch._C._are_functorch_transforms_active()
+        if active:
+            torch.compiler.allow_in_graph(function)
+        return active
+
+    return asks
+
+
+def outside_of_graphs(function: F) -> F:
+    """The function, for which traced code leaves its graph: what `torch.compiler.disable` says."""
+    return torch._disable_dynamo(function)

@@ -121,7 +121,7 @@ class Mask:
         density = float(density)
         _check_density(density)
         flat = _sortable(scores, "scores").reshape(-1)
-        return Mask.from_dense(_largest(flat, round(density * flat.numel())).reshape(scores.shape))
+        return Mask.from_dense(largest(flat, round(density * flat.numel())).reshape(scores.shape))
 
     @staticmethod
     def random(shape: Sequence[int], density: float, generator: torch.Generator | None = None) -> Mask:
@@ -132,7 +132,7 @@ class Mask:
         device = generator.device if generator is not None else torch.device("cpu")
         numel = math.prod(shape)
         scores = torch.rand(numel, generator=generator, device=device, dtype=torch.float64)
-        return Mask.from_dense(_largest(scores, round(density * numel)).reshape(tuple(shape)))
+        return Mask.from_dense(largest(scores, round(density * numel)).reshape(tuple(shape)))
 
     @staticmethod
     def n_m(scores: Tensor, n: int, m: int) -> Mask:
@@ -524,7 +524,7 @@ def _sortable(scores: Tensor, name: str) -> Tensor:
     return scores
 
 
-def _largest(flat: Tensor, count: int) -> Tensor:
+def largest(flat: Tensor, count: int) -> Tensor:
     """Bool tensor of the `count` largest of `flat`, ties by index: a selection, not a sort."""
     if count == 0:
         return torch.zeros_like(flat, dtype=torch.bool)

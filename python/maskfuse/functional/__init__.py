@@ -5,6 +5,7 @@ from .channel_scatter import channel_scatter
 from .channel_select import channel_select
 from .gated_conv2d import gated_conv2d
 from .gated_linear import gated_linear
+from .mask_gradient import mask_gradient
 from .masked_conv2d import masked_conv2d
 from .masked_linear import masked_linear
 
@@ -14,6 +15,7 @@ __all__ = [
     "channel_select",
     "gated_conv2d",
     "gated_linear",
+    "mask_gradient",
     "masked_conv2d",
     "masked_linear",
 ]

@@ -58,9 +58,14 @@ def linear_operands(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
             raise ValueError(f"bias must have shape {[weight.shape[0]]}, got {describe(bias)}")
 
 
-def mask_of(mask: Mask | Tensor, weight: Tensor, make: Callable[[Tensor], Mask] = of_one_call) -> Mask | Tensor:
-    """The mask of a weight as a `Mask` (binary), which `make` makes of a bool tensor, or a floating tensor
-    (real-valued).
+def mask_of(
+    mask: Mask | Tensor,
+    weight: Tensor,
+    make: Callable[[Tensor], Mask | Tensor] = of_one_call,
+    name: str = "weight",
+) -> Mask | Tensor:
+    """The mask of a weight as a `Mask` (binary), or what `make` makes of a bool tensor, or a floating tensor
+    (real-valued). `name` is what errors call the weight.
 
     Values are not looked at but those of integers.
 
@@ -72,18 +77,18 @@ def mask_of(mask: Mask | Tensor, weight: Tensor, make: Callable[[Tensor], Mask] 
         raise TypeError(f"mask must be a maskfuse.Mask or a tensor, got {type(mask).__name__}")
     if mask.shape != weight.shape:
         hint = ""
-        if len(weight.shape) == 2 and tuple(mask.shape) == tuple(weight.shape)[::-1]:
+        if name == "weight" and len(weight.shape) == 2 and tuple(mask.shape) == tuple(weight.shape)[::-1]:
             hint = "; weights are [out, in], this looks like [in, out]: pass mask.T"
-        raise ValueError(f"mask must have the shape of weight, {list(weight.shape)}, got {list(mask.shape)}{hint}")
+        raise ValueError(f"mask must have the shape of {name}, {list(weight.shape)}, got {list(mask.shape)}{hint}")
     if isinstance(mask, Mask):
         if not weight.is_meta:  # a mask keeps its bits while the weight has no values yet
-            same_device("mask", mask, "weight", weight)
+            same_device("mask", mask, name, weight)
         return mask
-    same_device("mask", mask, "weight", weight)
+    same_device("mask", mask, name, weight)
     if mask.is_floating_point():
         if mask.dtype != weight.dtype:
             raise TypeError(
-                f"a real-valued mask must have weight's dtype, got {describe(mask)} for {describe(weight)}; "
+                f"a real-valued mask must have {name}'s dtype, got {describe(mask)} for {describe(weight)}; "
                 "pass a bool tensor or a Mask for a binary mask"
             )
         return mask

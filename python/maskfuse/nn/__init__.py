@@ -1,8 +1,18 @@
-"""Drop-in twins of `torch.nn` layers, and gates on activations."""
+"""Drop-in twins of `torch.nn` layers, gates on activations, and parameters that are trained in part."""
 
 from .channel_gate import ChannelGate, GatedChannels
 from .compact_sequential import CompactSequential
+from .freeze import freeze, frozen_mask, unfreeze
 from .masked_conv2d import MaskedConv2d
 from .masked_linear import MaskedLinear
 
-__all__ = ["ChannelGate", "CompactSequential", "GatedChannels", "MaskedConv2d", "MaskedLinear"]
+__all__ = [
+    "ChannelGate",
+    "CompactSequential",
+    "GatedChannels",
+    "MaskedConv2d",
+    "MaskedLinear",
+    "freeze",
+    "frozen_mask",
+    "unfreeze",
+]

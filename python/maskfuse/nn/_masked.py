@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from .._sharded import local, local_part, placed_as
 from ..functional._check import mask_of
 from ..mask import Mask
+from . import _unmet
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -119,6 +121,7 @@ class MaskedLayer(nn.Module):
         self._mask = self._placed(checked)
         self._retain = bool(retain)
         self._zero_masked()
+        _unmet.add(self, _weight_and_mask)
 
     def reset_parameters(self) -> None:
         """Draws weight and bias as the plain layer does; under the mask the weight is zero again."""
@@ -195,11 +198,11 @@ class MaskedLayer(nn.Module):
     def _zero_masked(self) -> None:
         if self._retain or self.weight.is_meta:
             return
-        self.weight.masked_fill_(~self._mask.dense(), 0)
+        local(self.weight).masked_fill_(local_part(~self._mask.dense(), self.weight), 0)
 
     @torch.no_grad()
     def _has_values_under_mask(self) -> bool:
-        return bool(self.weight.masked_fill(self._mask.dense(), 0).any())
+        return bool(local(self.weight).masked_fill(local_part(self._mask.dense(), self.weight), 0).any())
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # `fn` may cast or leave memory uninitialised (to_empty): the bits only follow the device.
@@ -241,16 +244,27 @@ class MaskedLayer(nn.Module):
         if len(error_msgs) > errors:
             return
         self._mask = self._placed(mask)
+        if saved is not None:
+            _unmet.add(self, _weight_and_mask)
         if self.weight.is_meta or self._retain or not self._has_values_under_mask():
             return
         if saved is not None:
             self._retain = True  # so was the layer that was saved: what it kept is kept
         elif local_metadata.get("assign_to_params_buffers", False):
             # The parameter is now the caller's tensor, which is not ours to write to.
-            weight = self.weight.detach().masked_fill(~self._mask.dense(), 0)
+            weight = self.weight.detach().masked_fill(placed_as(~self._mask.dense(), self.weight), 0)
             self.weight = nn.Parameter(weight, requires_grad=self.weight.requires_grad)
         else:
             self._zero_masked()
+
+
+def weight_of(layer: MaskedLayer) -> Tensor | None:
+    """The weight, without asking a parametrization to compute it, which may have effects."""
+    return layer._parameters.get("weight", layer.__dict__.get("weight"))
+
+
+def _weight_and_mask(layer: MaskedLayer) -> tuple[Tensor | None, Mask]:
+    return weight_of(layer), layer._mask
 
 
 def _copy_parameters(layer: nn.Module, to: nn.Module) -> None:

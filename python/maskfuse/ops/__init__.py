@@ -11,6 +11,7 @@ from .channel_select import channel_select, channel_select_input_grad
 from .gated_linear import gated_linear
 from .gathered_conv2d import gathered_conv2d, gathered_conv2d_input_grad, gathered_conv2d_weight_grad
 from .library import LIBRARY_GEMM, library_info
+from .mask_gradient import mask_gradient, masked
 from .masked_conv2d import (
     masked_conv2d,
     masked_conv2d_input_grad,
@@ -36,6 +37,8 @@ __all__ = [
     "gathered_conv2d",
     "gathered_conv2d_input_grad",
     "gathered_conv2d_weight_grad",
+    "mask_gradient",
+    "masked",
     "masked_conv2d",
     "masked_conv2d_input_grad",
     "masked_conv2d_unrecorded",

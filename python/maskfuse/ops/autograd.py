@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .._traced import constant_when_traced
+from .._traced import func_is_tracing, outside_of_graphs
 
 
 class Product(Protocol):
@@ -29,7 +29,7 @@ class Product(Protocol):
         ...
 
 
-def _transformed(args: Sequence[Any]) -> bool:
+def is_transformed(args: Sequence[Any]) -> bool:
     """True under `torch.func` transforms, and where an operand carries a forward-mode tangent."""
     if torch._C._are_functorch_transforms_active():
         return True
@@ -50,7 +50,8 @@ def plain() -> bool:
     return not (_is_compiling() or _func_is_active() or _casts() or forward_ad._current_level >= 0)
 
 
-def _recorded(args: Sequence[Any]) -> bool:
+def is_recorded(args: Sequence[Any]) -> bool:
+    """True where a gradient of an operand may be asked for."""
     return torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in args)
 
 
@@ -192,26 +193,18 @@ def multilinear(
         return transformed.apply(*flatten(args))
 
     # Compilers drop the tangents of tensors that come from outside: with such, the op breaks the graph.
-    transformed_outside = torch._disable_dynamo(apply_transformed)
-
-    @constant_when_traced
-    def func_is_tracing() -> bool:
-        # Dynamo runs this while it traces; it guards on the stack of transforms by itself.
-        active = torch._C._are_functorch_transforms_active()
-        if active:
-            # A node of its own in the graph: the compiler behind it meets the Function, not the op's own derivative.
-            torch.compiler.allow_in_graph(apply_transformed)
-        return active
+    transformed_outside = outside_of_graphs(apply_transformed)
+    func_traces = func_is_tracing(apply_transformed)
 
     def call(*args: Any) -> Tensor:
         if torch.compiler.is_compiling():
-            if func_is_tracing():
+            if func_traces():
                 return apply_transformed(*args)
             return op(*args) if forward_ad._current_level < 0 else transformed_outside(*args)
-        if _transformed(args):
+        if is_transformed(args):
             return apply_transformed(*args)
         # Function.apply has a cost of its own, so it is skipped where nothing would use it.
-        return recorded.apply(*flatten(args)) if _recorded(args) else below_autograd(args)
+        return recorded.apply(*flatten(args)) if is_recorded(args) else below_autograd(args)
 
     def record(*args: Any) -> Tensor:
         return recorded.apply(*flatten(args))

@@ -1,0 +1,58 @@
+"""The examples from the command line: they reach the accuracies that they are shown for."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+for package in ("rich", "sklearn"):  # maskfuse.demo needs both
+    pytest.importorskip(package)
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def run(name, key):
+    """What an example's last line says, by `key`; the table above it has the same accuracies."""
+    process = subprocess.run(
+        [sys.executable, str(EXAMPLES / name), "--json"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert process.returncode == 0, process.stderr
+    *table, last = process.stdout.splitlines()
+    rows = json.loads(last)
+    for line, row in zip(table[1:], rows, strict=True):
+        assert line.startswith(row[key]) and f" {row['accuracy']:.2%}" in line
+    return {row[key]: row for row in rows}
+
+
+@pytest.mark.slow
+def test_magnitude_pruning():
+    rows = run("magnitude_pruning.py", "budget")
+    assert list(rows) == ["dense", "uniform", "erk", "global"]
+    dense = rows.pop("dense")
+    assert dense["accuracy"] > 0.96 and dense["active"] == dense["weights"] == 84480
+    assert all(row["active"] == 8448 for row in rows.values())  # a tenth, exactly
+    assert rows["uniform"]["densities"] == pytest.approx([0.1] * 3, abs=1e-3)
+    assert rows["erk"]["accuracy"] >= dense["accuracy"] - 0.01
+    assert rows["global"]["accuracy"] >= dense["accuracy"] - 0.01
+    assert rows["uniform"]["accuracy"] >= dense["accuracy"] - 0.025  # not within a point: 1.4 here
+
+
+@pytest.mark.slow
+def test_rigl():
+    rows = run("rigl.py", "method")
+    assert list(rows) == ["dense", "fixed", "SET", "RigL"]
+    dense, fixed, rigl = rows["dense"], rows["fixed"], rows["RigL"]
+    assert dense["active"] == 8832 and dense["changes"] == fixed["changes"] == 0
+    assert fixed["active"] == rows["SET"]["active"] == rigl["active"] == 883  # a tenth, exactly
+    assert rigl["changes"] > 40 and rows["SET"]["changes"] > 40
+    assert rigl["accuracy"] > 0.94 and rigl["accuracy"] > dense["accuracy"] - 0.025
+    assert rows["SET"]["accuracy"] > fixed["accuracy"] and rigl["accuracy"] > fixed["accuracy"] + 0.015
