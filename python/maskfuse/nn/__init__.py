@@ -3,6 +3,8 @@
 from .channel_gate import ChannelGate, GatedChannels
 from .compact_sequential import CompactSequential
 from .freeze import freeze, frozen_mask, unfreeze
+from .gated_conv2d import GatedConv2d
+from .gated_linear import GatedLinear
 from .masked_conv2d import MaskedConv2d
 from .masked_linear import MaskedLinear
 
@@ -10,6 +12,8 @@ __all__ = [
     "ChannelGate",
     "CompactSequential",
     "GatedChannels",
+    "GatedConv2d",
+    "GatedLinear",
     "MaskedConv2d",
     "MaskedLinear",
     "freeze",
