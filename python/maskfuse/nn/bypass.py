@@ -50,10 +50,12 @@ class Bypass(nn.Module):
       is active it is not called. This goes before everything below, unscaled.
     - Chance, with `p`: stochastic depth (Huang et al. 2016, "Deep Networks with Stochastic Depth"). In training a call
       skips the module with probability `p`, for the batch as a whole or for each sample. Expected values are kept by
-      `scale`: with "eval", as in the paper, training computes the module or the skipped value, unscaled, and eval mode
-      `skipped + (1 - p) * (module - skipped)`; with "train", active samples are `skipped + (module - skipped) / (1 -
-      p)` in training, and eval mode is the module; with "none" neither is scaled. Draws come from torch's generator of
-      the CPU (`torch.manual_seed`) on every device, one number a batch or a sample, so nothing waits for a device.
+      `scale`: with "eval", as in the paper, training gives the module's output or the skipped value, and eval mode
+      `skipped + (1 - p) * (module - skipped)`; with "train", active samples give
+      `skipped + (module - skipped) / (1 - p)`, and eval mode is the module; with "none" neither is scaled. The paper's
+      residual branch is `x + bypass(x)` with "zeros"; a whole block `x + f(x)` with "identity" gives the same. Draws
+      come from torch's generator of the CPU (`torch.manual_seed`) on every device, one number a batch or a sample, so
+      nothing waits for a device.
     - A learned `gate`, a module from the input to a logit for each sample, `[N]` or `[N, 1]`. Samples with a positive
       logit are active, in training and eval mode. The logit's gradient is straight-through (Bengio et al. 2013): that
       of `skipped + sigmoid(logit / temperature) * (module - skipped)`. For a skipped sample the module's output is not
@@ -69,8 +71,8 @@ class Bypass(nn.Module):
 
     Under `torch.compile` flags compile with `fullgraph=True`, once for each value, and so do eval mode with `p`, and
     `p=0`. Choices of samples, and draws, must be known to the host: they break the graph, the module is compiled behind
-    the break, and `fullgraph=True`, `torch.export`, `torch.func.vmap` and CUDA graphs refuse them. A tensor `active` on
-    CUDA is waited for; on the CPU it is not.
+    the break, and `fullgraph=True`, `torch.export`, `torch.func.vmap` and CUDA graphs refuse them. On CUDA a gate is
+    waited for, and so is a tensor `active`, unless it is on the CPU.
 
     In DistributedDataParallel a module that one process skips has parameters without a gradient there: give
     `find_unused_parameters=True`, or `dense_gradient`. A module whose parameters FSDP gathers must be skipped by all
