@@ -267,6 +267,13 @@ def test_gradients_of_scaled_samples(kind, per_sample):
         torch.testing.assert_close(ours, theirs)
 
 
+def test_what_is_skipped_is_made_once_where_it_scales_the_others():
+    module, other = Counted(nn.Linear(D, D)), Counted(nn.Linear(D, D))
+    Bypass(module, p=0.5, scale="train", per_sample=True, skipped=other)(torch.randn(40, D))
+    Bypass(module, gate=FirstLogit(), skipped=other)(torch.randn(40, D))
+    assert other.rows == [40, 40] and all(0 < count < 40 for count in module.rows)
+
+
 def test_what_the_caller_says_goes_before_chance():
     module = Counted(nn.Linear(D, D))
     bypass = Bypass(module, p=0.5, scale="train", per_sample=True)
@@ -456,6 +463,18 @@ def test_choices_break_the_graph_and_skip_nevertheless(mode):
         torch.compile(bypass, fullgraph=True, backend="aot_eager")(x, *active)
 
 
+def test_the_module_is_compiled_behind_the_break():
+    torch._dynamo.reset()
+    bypass = Bypass(residual())
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(bypass, backend=counter)
+    x = torch.randn(30, D)
+    for count in range(30, 1, -1):  # as many as the batch, then any number
+        active = torch.arange(30) < count
+        torch.testing.assert_close(compiled(x, active), bypass(x, active))
+    assert counter.frame_count <= 4 and any("linear" in graph.code for graph in counter.graphs)
+
+
 def test_functional_call_and_func():
     bypass = Bypass(residual()).double()
     x = torch.randn(N, D, dtype=torch.float64)
@@ -573,6 +592,11 @@ LINEAR = nn.Linear(D, D)
         ),
         (lambda: Bypass(Returns(X), skipped=LINEAR)(X, ACTIVE), ValueError, "the module must return 4 samples"),
         (lambda: Bypass(nn.Linear(D, 3), p=0.5, skipped=LINEAR).eval()(X), ValueError, r"where skipped is .*\[7, 5\]"),
+        (
+            lambda: Bypass(LINEAR, gate=FirstLogit(), skipped=Returns(X))(torch.randn(40, D)),
+            ValueError,
+            r"the module skipped must return 40 samples, got float32 tensor \[7, 5\]",
+        ),
         (lambda: Bypass(Returns((X, X)))(X), TypeError, "the module must return a tensor, got tuple"),
         (lambda: Bypass(LINEAR, skipped=Returns(None))(X, False), TypeError, "the module skipped must return a tensor"),
         (lambda: Bypass(LINEAR, gate=Returns(3.0))(X), TypeError, "the gate's output must be a tensor, got float"),

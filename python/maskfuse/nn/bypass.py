@@ -64,10 +64,11 @@ class Bypass(nn.Module):
       learns in training mode, so that skipped ones teach it too.
 
     A skipped sample gets itself ("identity"), zeros of its shape ("zeros"), or what the module `skipped` makes of it.
-    The module must return the shape of what it stands for. Where their dtypes differ, as under autocast, selected
-    samples and skipped ones are put together in the wider one. A batch skipped by identity is the input itself, no
-    copy. Gradients are exact: a skipped sample's goes to the input, or into `skipped`, and not to the module. Batch
-    norms inside see active samples alone.
+    That module sees the skipped samples alone, but all where "train" scales or a gate learns from the difference. The
+    module must return the shape of what it stands for. Where their dtypes differ, as under autocast, selected samples
+    and skipped ones are put together in the wider one. A batch skipped by identity is the input itself, no copy.
+    Gradients are exact: a skipped sample's goes to the input, or into `skipped`, and not to the module. Batch norms
+    inside see active samples alone.
 
     Under `torch.compile` flags compile with `fullgraph=True`, once for each value, and so do eval mode with `p`, and
     `p=0`. Choices of samples, and draws, must be known to the host: they break the graph, the module is compiled behind
@@ -263,18 +264,28 @@ class Bypass(nn.Module):
         rows = self._run(samples)
         if rows.dim() == 0 or rows.shape[0] != samples.shape[0]:
             raise ValueError(f"the module must return {samples.shape[0]} samples, got {describe(rows)}")
-        if blend is not None:
-            around = self._around(samples)
+        whole = None
+        if blend is not None:  # what skipped samples get is made of all at once: batch norms in it see one batch
+            whole = self._around(input)
+            around = samples if whole is input else whole
+            if whole is not None and whole is not input and not every:
+                if whole.shape[:1] != input.shape[:1]:
+                    raise ValueError(f"the module skipped must return {input.shape[0]} samples, got {describe(whole)}")
+                around = _rows(whole, index)
             if around is not None:
                 _check_shape(rows, around, "skipped is")
             rows = blend(rows, around, index)
         # Of zeros and of the input itself the dtype is known; a module has to be run to know it.
         if every:
             return rows if isinstance(self.skipped, nn.Module) else _widened(rows, input.dtype)
-        if not isinstance(self.skipped, nn.Module):
-            base = input if self.skipped == "identity" else torch.zeros_like(input)
-            rows = _widened(rows, base.dtype)
-            return _with_rows(base.to(rows.dtype), index, rows)
+        if whole is None and isinstance(self.skipped, nn.Module):
+            return self._beside(input, index, rows, others)
+        base = self._skip(input) if whole is None else whole
+        rows = _widened(rows, base.dtype)
+        return _with_rows(base.to(rows.dtype), index, rows)
+
+    def _beside(self, input: Tensor, index: Tensor, rows: Tensor, others: Tensor) -> Tensor:
+        """The module's samples, and what the module `skipped` makes of the others, which it alone sees."""
         rest = self._around(_rows(input, others))
         assert rest is not None
         if rest.shape[1:] != rows.shape[1:] or rest.shape[:1] != others.shape:
