@@ -64,11 +64,11 @@ class Bypass(nn.Module):
       learns in training mode, so that skipped ones teach it too.
 
     A skipped sample gets itself ("identity"), zeros of its shape ("zeros"), or what the module `skipped` makes of it.
-    That module sees the skipped samples alone, but all where "train" scales or a gate learns from the difference. The
-    module must return the shape of what it stands for. Where their dtypes differ, as under autocast, selected samples
-    and skipped ones are put together in the wider one. A batch skipped by identity is the input itself, no copy.
-    Gradients are exact: a skipped sample's goes to the input, or into `skipped`, and not to the module. Batch norms
-    inside see active samples alone.
+    `skipped` as a module sees the skipped samples alone, but all where "train" scales or a gate learns from the
+    difference. The module must return the shape of what it stands for. Where their dtypes differ, as under autocast,
+    selected samples and skipped ones are put together in the wider one. A batch skipped by identity is the input
+    itself, no copy. Gradients are exact: a skipped sample's goes to the input, or into `skipped`, and not to the
+    module. Batch norms inside see active samples alone.
 
     Under `torch.compile` flags compile with `fullgraph=True`, once for each value, and so do eval mode with `p`, and
     `p=0`. Choices of samples, and draws, must be known to the host: they break the graph, the module is compiled behind
