@@ -273,23 +273,23 @@ def test_from_dense():
 
 @pytest.mark.parametrize("assign", [False, True])
 def test_state_dict(assign):
-    layer = make("sigmoid", temperature=0.125)
+    layer = make("sigmoid", temperature=0.3)
     state = layer.state_dict()
     assert list(state) == ["weight", "bias", "scores", "temperature"]
     twin = GatedLinear(IN, OUT)
     assert not any(twin.load_state_dict(state, assign=assign))
     x = torch.randn(2, IN)
-    assert twin.temperature == 0.125 and torch.equal(twin(x), layer(x))
+    assert twin.temperature == 0.3 and torch.equal(twin(x), layer(x))
     plain = nn.Linear(IN, OUT)
     keys = twin.load_state_dict(plain.state_dict(), assign=assign)
     assert not keys.missing_keys and not keys.unexpected_keys
-    assert torch.equal(twin.scores, layer.scores) and twin.temperature == 0.125
+    assert torch.equal(twin.scores, layer.scores) and twin.temperature == 0.3
     assert torch.equal(twin.weight, plain.weight)
     plain.load_state_dict(layer.state_dict(), strict=False)
     assert torch.equal(plain.weight, layer.weight)
     model = nn.Sequential(nn.Linear(3, IN), GatedLinear(IN, OUT))
     model.load_state_dict({**model[:1].state_dict(), **{f"1.{name}": value for name, value in state.items()}})
-    assert model[1].temperature == 0.125 and "1.temperature" in model.state_dict()
+    assert model[1].temperature == 0.3 and "1.temperature" in model.state_dict()
 
 
 def test_bad_states_are_refused():

@@ -214,9 +214,8 @@ class GatedLayer(nn.Module):
         if key in unexpected_keys:
             unexpected_keys.remove(key)
         scores = prefix + "scores"
-        if (
-            scores in missing_keys and not self.scores.is_meta
-        ):  # a plain layer's state; on meta there is nothing to keep
+        # A plain layer's state keeps the scores; on meta there are none to keep.
+        if scores in missing_keys and not self.scores.is_meta:
             missing_keys.remove(scores)
         if len(error_msgs) == errors:
             self._temperature = temperature
