@@ -61,10 +61,12 @@ class MaskedLayer(nn.Module):
         Without `mask` nothing is masked, or, where `layer` is masked itself, what it masks.
 
         Raises:
-            TypeError: `layer` is not the plain layer that this is the twin of.
+            TypeError: `layer` is not the plain layer that this is the twin of, or it is gated.
         """
         if not isinstance(layer, cls.plain):
             raise TypeError(f"layer must be an nn.{cls.plain.__name__}, got {type(layer).__name__}")
+        if hasattr(layer, "harden"):
+            raise TypeError(f"layer must not be gated, got {type(layer).__name__}: its harden() is masked")
         # Made on meta so that no values are drawn from the random generator.
         twin = cls(**cls._arguments(layer), device="meta", dtype=layer.weight.dtype)
         _copy_parameters(layer, twin)

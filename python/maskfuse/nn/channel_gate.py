@@ -13,6 +13,7 @@ from ..functional._channel_statistic import STATISTICS, channel_statistic, keep_
 from ..functional.channel_gather import channel_gather
 from ..functional.channel_select import channel_select
 from ..mask import describe
+from ._numbers import number, positive
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -96,12 +97,10 @@ class ChannelGate(nn.Module):
         if k is not None:
             _channels.check_size(k, "k")
         if threshold is not None:
-            threshold = _number(threshold, "threshold")
+            threshold = number(threshold, "threshold")
         if statistic not in STATISTICS:
             raise ValueError(f"statistic must be one of {', '.join(STATISTICS)}, got {statistic!r}")
-        temperature = _number(temperature, "temperature")
-        if not 0 < temperature < float("inf"):
-            raise ValueError(f"temperature must be positive, got {temperature}")
+        temperature = positive(temperature, "temperature")
         if straight_through and mask is not None:
             raise ValueError("straight_through needs a statistic, which a fixed mask does not have")
         if max_channels is not None:
@@ -262,14 +261,6 @@ class ChannelGate(nn.Module):
             error_msgs.append(f"{key}: mask must have shape {list(self._mask.shape)}, got {describe(saved)}")
             return
         self.set_mask(saved.to(self._mask.device))
-
-
-def _number(value: object, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {describe(value)}")
-    if value != value:
-        raise ValueError(f"{name} must not be NaN")
-    return float(value)
 
 
 def _check_mask(mask: object) -> None:
