@@ -12,6 +12,7 @@ import warnings
 import maskfuse
 import pytest
 import torch
+from conftest import INTERPRETED
 from maskfuse import Mask, backends, masked_linear
 
 
@@ -36,7 +37,7 @@ def operands():
 
 def test_order_and_restriction(fake):
     calls, state = fake
-    assert backends.names() == ["cpu", "cuda", "fake", "reference"]
+    assert backends.names() == ["cpu", "cuda", "triton", "fake", "reference"]
     masked_linear(*operands())
     assert not calls
     with (
@@ -55,7 +56,10 @@ def test_order_and_restriction(fake):
 
 
 def test_unknown_backend():
-    with pytest.raises(ValueError, match=r"one of cpu, cuda, reference; got 'gpu'"), maskfuse.use_backend("gpu"):
+    with (
+        pytest.raises(ValueError, match=r"one of cpu, cuda, triton, reference; got 'gpu'"),
+        maskfuse.use_backend("gpu"),
+    ):
         pass
 
 
@@ -74,7 +78,7 @@ def test_environment():
     for name, expected in (("reference", "reference"), ("", "cpu")):
         out = run("-c", code, MASKFUSE_BACKEND=name)
         assert out.stdout.strip() == expected, out.stderr
-    assert "one of cpu, cuda, reference; got 'tpu'" in run("-c", code, MASKFUSE_BACKEND="tpu").stderr
+    assert "one of cpu, cuda, triton, reference; got 'tpu'" in run("-c", code, MASKFUSE_BACKEND="tpu").stderr
     level = run("-c", "import torch, maskfuse as m; print(m.build_info()['cpu_level'])", MASKFUSE_CPU="scalar")
     assert level.stdout.strip() == "scalar"
     assert (
@@ -101,11 +105,13 @@ def test_falling_to_the_reference_is_said_once():
 
 def test_explain():
     mask = Mask.random((5, 8), 0.5)
+    triton = {"triton": "not asked for" if INTERPRETED else dict(backends.verdicts("masked_linear", "cpu"))["triton"]}
     with maskfuse.use_backend("reference"):
         explanation = maskfuse.explain(mask)
         assert explanation.backend == "reference" and explanation.ruled_out == {
             "cpu": "not asked for",
             "cuda": "serves CUDA tensors only",
+            **triton,
         }
     for bad, error in ((torch.nn.ReLU(), TypeError), (Mask.full((3,)), ValueError)):
         with pytest.raises(error, match="layer_or_mask"):

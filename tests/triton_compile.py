@@ -199,6 +199,7 @@ def main() -> None:
     parser.add_argument("--targets", default=",".join(TARGETS))
     parser.add_argument("--groups", default=",".join(group.__name__ for group in GROUPS))
     parser.add_argument("--dtypes", default="")
+    parser.add_argument("--first", action="store_true", help="the first configuration of each family alone")
     options = parser.parse_args()
     assert not backend.INTERPRETED, "the interpreter compiles nothing: unset TRITON_INTERPRET"
     seen: set[Any] = set()
@@ -213,7 +214,7 @@ def main() -> None:
                 for name in options.targets.split(","):
                     target, listed_for = TARGETS[name]
                     function, configs = configurations(kernel, listed_for)
-                    for config in configs:
+                    for config in configs[: 1 if options.first else None]:
                         key, make = compiled(function, args, {**meta, **config}, target)
                         if (name, key) in seen:
                             continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -37,4 +37,4 @@ def func_is_tracing(function: Callable[..., Any]) -> Callable[[], bool]:
 
 def outside_of_graphs(function: F) -> F:
     """The function, for which traced code leaves its graph: what `torch.compiler.disable` says."""
-    return torch._disable_dynamo(function)
+    return cast(F, torch._disable_dynamo(function))

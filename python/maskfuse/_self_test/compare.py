@@ -20,9 +20,11 @@ class Mismatch(AssertionError):
 
 def has_kernel(ops: Any, name: str, device: torch.device) -> bool:
     """Whether the op is implemented for tensors on the device. `ops` is `torch.ops.maskfuse` or what stands for it."""
-    key = "CUDA" if device.type == "cuda" else "CPU"
+    keys = ["CUDA" if device.type == "cuda" else "CPU"]
+    if ops.name.endswith("triton"):
+        keys.append("CompositeExplicitAutograd")  # for every device
     try:
-        return torch._C._dispatch_has_kernel_for_dispatch_key(f"{ops.name}::{name}", key)
+        return any(torch._C._dispatch_has_kernel_for_dispatch_key(f"{ops.name}::{name}", key) for key in keys)
     except RuntimeError:  # there is no such op
         return False
 

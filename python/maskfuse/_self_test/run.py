@@ -131,6 +131,16 @@ def _on_cuda(index: int) -> Iterator[Outcome]:
     first_use.settle(index, found)
 
 
+def _on_triton(index: int) -> Iterator[Outcome]:
+    device = torch.device("cuda", index)
+    if not backends.trusted("triton", "masked_linear", device):
+        return
+    label = f"cuda:{index} triton"
+    for check in CHECKS.values():
+        if check.applies(torch.ops.maskfuse_triton, device):
+            yield _timed(check, check.name, torch.ops.maskfuse_triton, device, label)
+
+
 def _cuda_devices() -> list[int]:
     if _library.cuda_reason is not None or not torch.cuda.is_available():
         return []
@@ -150,7 +160,8 @@ def _why_not(index: int) -> str:
 
 def self_test(device: torch.device | str | None = None) -> SelfTest:
     """Runs every kernel of this machine on small random problems, against the reference in float64: on the CPU each
-    instruction set that was compiled in and that it has, and each CUDA device.
+    instruction set that was compiled in and that it has, and each CUDA device: the compiled kernels, and the Triton
+    ones where triton is installed.
 
     A failing kernel does not raise: it is in the result. What was found on a CUDA device is also recorded, in
     `maskfuse/self_test.json` of the user's cache directory, in the place of what the first use of a kernel had found: a
@@ -180,4 +191,5 @@ def self_test(device: torch.device | str | None = None) -> SelfTest:
     if wanted is None or wanted.type == "cuda":
         for index in devices:
             outcomes += _on_cuda(index)
+            outcomes += _on_triton(index)
     return SelfTest(tuple(outcomes))

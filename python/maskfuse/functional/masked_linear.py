@@ -39,8 +39,8 @@ def _triton(
 
 
 def packed_by_triton(packed: Sequence[Tensor]) -> bool:
-    """Whether a weight was packed for the Triton kernels, whose values lie first: others pack bytes."""
-    return len(packed) > 0 and packed[0].is_floating_point()
+    """Whether a weight was packed for the Triton kernels: what they read ends with an empty `[0, out, in]`."""
+    return len(packed) > 0 and packed[-1].dim() == 3
 
 
 def _pack(weight: Tensor, mask: Mask) -> list[Tensor]:

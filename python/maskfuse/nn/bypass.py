@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -114,6 +115,7 @@ class Bypass(nn.Module):
         skipped: str | nn.Module = "identity",
     ) -> None:
         super().__init__()
+        _set_outside()
         _check_module(module, "module")
         if p is not None:
             p = number(p, "p")
@@ -182,11 +184,11 @@ class Bypass(nn.Module):
         factor = 1 / (1 - p) if self.scale == "train" and p < 1 else None
         if self.per_sample:
             _check_samples(input)
-            active = _draw(input.shape[0], p)
+            active = _outside.draw(input.shape[0], p)
             if factor is None:
                 return self._select(input, active)
             return self._select(input, active, lambda run, skip, index: self._scaled(run, skip, factor))
-        if not _chance(p):
+        if not _outside.chance(p):
             return self._skip(input)
         return self._run(input) if factor is None else self._scaled(self._run(input), self._around(input), factor)
 
@@ -256,7 +258,7 @@ class Bypass(nn.Module):
 
         `blend` maps (the module's samples, what they would get if skipped, their indices) to what they get.
         """
-        index, others = _indices(active, input.device)
+        index, others = _outside.indices(active, input.device)
         if index.shape[0] == 0:
             return self._skip(input)
         every = others.shape[0] == 0
@@ -298,6 +300,11 @@ class Bypass(nn.Module):
         base = torch.empty(shape, dtype=rows.dtype, device=rows.device, memory_format=memory_format_of(rows))
         return _with_rows(_with_rows(base, index, rows), others, rest.to(rows.dtype))
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Copies and unpickled modules may be the first of their process."""
+        super().__setstate__(state)
+        _set_outside()
+
     def extra_repr(self) -> str:
         """Who decides, and what skipped samples get."""
         parts = [] if self._active else ["active=False"]
@@ -310,7 +317,6 @@ class Bypass(nn.Module):
         return ", ".join(parts)
 
 
-@torch.compiler.disable(reason="maskfuse.nn.Bypass: which samples are active must be known to the host")
 def _indices(active: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
     """Int64 indices of the active samples and of the others, both rising, on `device`."""
     order = (~active).to(torch.uint8).sort(stable=True).indices
@@ -319,13 +325,11 @@ def _indices(active: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
     return order[:count], order[count:]
 
 
-@torch.compiler.disable(reason="maskfuse.nn.Bypass: what is skipped must be known to the host")
 def _draw(count: int, p: float) -> Tensor:
     """Bool `[count]`, each true with probability 1 - p."""
     return torch.rand(count, dtype=torch.float32, device="cpu") >= p
 
 
-@torch.compiler.disable(reason="maskfuse.nn.Bypass: what is skipped must be known to the host")
 def _chance(p: float) -> bool:
     return bool(_draw(1, p))
 
@@ -374,3 +378,19 @@ def _check_shape(output: Tensor, skip: Tensor, where: str) -> None:
             f"the module must return the shape of what is skipped, got {describe(output)} "
             f"where {where} {describe(skip)}"
         )
+
+
+_outside = SimpleNamespace()
+"""What traced code calls outside of its graphs: set when the first module is made, since saying so imports the
+compiler."""
+
+
+def _set_outside() -> None:
+    if not vars(_outside):
+        for name, function, known in (
+            ("indices", _indices, "which samples are active"),
+            ("draw", _draw, "what is skipped"),
+            ("chance", _chance, "what is skipped"),
+        ):
+            reason = f"maskfuse.nn.Bypass: {known} must be known to the host"
+            setattr(_outside, name, torch.compiler.disable(function, reason=reason))
