@@ -160,8 +160,53 @@ def _compiled() -> list[Row]:
     ]
 
 
+def _triton() -> list[Row]:
+    """Triton's kernels in the rows of the targets, within 1.3 times of the compiled ones' time."""
+    layer, near = "4096x4096", Target("cuda kernels", 0.77)
+
+    def again(what: str, function: str, *more: Target, compiles: bool = False, **options: Any) -> Row:
+        return Row(
+            f"triton: {what}", "triton", "gpu_triton:again", {"function": function, **options}, (near, *more),
+            compiles=compiles,
+        )  # fmt: skip
+
+    dense = Target("F.linear", 1.0)
+    return [
+        again(f"masked forward, {layer}, 8192 tokens, 50 %", "forward", tokens=8192, masked=50),
+        again(f"channel mask, half x half, {layer}, 8192 tokens", "channels", dense, tokens=8192, half_of_outputs=True),
+        again(f"block mask 128x64, {layer}, 8192 tokens, 50 %", "blocks", dense, tokens=8192, masked=50),
+        again(f"block mask 128x64, {layer}, 8192 tokens, 90 %", "blocks", dense, tokens=8192, masked=90),
+        *[
+            Row(
+                f"triton: packed decode, 8192x8192, batch 16, {masked} %",
+                "triton",
+                "gpu_triton:decode",
+                {"tokens": 16, "masked": masked},
+                (Target("F.linear", least),),
+                unit="TB/s",
+            )
+            for masked, least in ((50, 1.15), (90, 2.69))  # the compiled kernels' targets over 1.3
+        ],
+        again(
+            f"masked forward + backward, {layer}, 1024 tokens, 50 %",
+            "step",
+            Target("torch.compile", 0.96),
+            compiles=True,
+            tokens=1024,
+            masked=50,
+        ),
+        again(
+            f"gated forward + both gradients, {layer}, 1024 tokens",
+            "gated_step",
+            Target("torch.compile", 1.0),
+            compiles=True,
+            tokens=1024,
+        ),
+    ]
+
+
 # In the order in which they are measured: what compiles takes longest, and comes last.
-ROWS = [*_linear(), *_channels(), *_conv(), *_types(), *_compiled()]
+ROWS = [*_linear(), *_channels(), *_conv(), *_types(), *_triton(), *_compiled()]
 
 
 def module_of(path: Path) -> ModuleType:

@@ -30,6 +30,9 @@ TARGETS = [
     *[("weight_grad", 0.98, 1.0)] * 2,
     *[("channels", 0.85, 1.0)] * 8,
     *[("channels", 3.0, None), ("channels", 4.0, None)] * 4,
+    *[("triton", 0.77, None)] * 6,  # within 1.3 times of the compiled kernels
+    *[("triton", 1.0, None)] * 4,
+    *[("triton", least, None) for least in (1.15, 2.69, 0.96)],
 ]
 
 BAD_ROWS = """
