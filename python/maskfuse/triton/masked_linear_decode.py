@@ -13,7 +13,7 @@ from ._linear import add_parts, sums_of
 from ._operands import check_bits, far
 from ._plan import Packed
 from ._planner import cut_product
-from .kernels.masked_linear_decode import decode_few
+from .kernels.masked_linear_decode import decode_double_few, decode_few
 from .kernels.product import LIST_BLOCK
 
 
@@ -53,7 +53,7 @@ def decode(x: Tensor, bits: Tensor, packed: Packed, n: int, bias: Tensor | None)
     bias = None if bias is None else bias.contiguous()
     fused = bias if parts == 1 else None
     launch(
-        wrap_triton(decode_few),
+        wrap_triton(decode_double_few) if x.dtype == torch.float64 else wrap_triton(decode_few),
         lambda meta: (triton.cdiv(n, meta["BLOCK_N"]), parts),
         x,
         bits,
