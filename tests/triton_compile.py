@@ -80,7 +80,9 @@ def decode(dtype: torch.dtype) -> Iterator[Any]:
         packed = masked_linear_decode.Packed(
             operand(dtype, 64 * inp),
             torch.empty(128, dtype=torch.int64),
-            torch.empty((128, inp // 64), dtype=torch.int16 if inp <= 1 << 16 else torch.int32),
+            torch.empty(
+                (128, inp // 64), dtype=torch.int16 if inp <= 1 << 16 and dtype != torch.float64 else torch.int32
+            ),
             operand(dtype, 0, 128, inp),
         )
         x, b = operand(dtype, 4, inp), operand(dtype, 128)

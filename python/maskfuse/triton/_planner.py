@@ -107,8 +107,6 @@ FLOAT_FEW: Configs = {
     "amd": [((16, 64, 32), 4, 2), ((16, 128, 32), 4, 2)],
 }
 # A packed weight's, for at most 16 rows; the depth is a block's.
-# Of float64 without stages: Triton 3.7 does not compile its products of operands that were copied ahead and not touched.
-DECODE_DOUBLE: Configs = dict.fromkeys(("sm90", "sm80", "amd"), [((16, 64, 64), 4, 1), ((16, 64, 64), 8, 1)])
 DECODE: Configs = {
     "sm90": [((16, 64, 64), 4, 4), ((16, 64, 64), 8, 3), ((16, 128, 64), 8, 3)],
     "sm80": [((16, 64, 64), 4, 4), ((16, 64, 64), 8, 3), ((16, 128, 64), 8, 3)],

@@ -13,7 +13,7 @@ from ._linear import add_parts, sums_of
 from ._operands import check_bits, far
 from ._plan import Packed
 from ._planner import cut_product
-from .kernels.masked_linear_decode import decode_double_few, decode_few
+from .kernels.masked_linear_decode import decode_few
 from .kernels.product import LIST_BLOCK
 
 
@@ -31,7 +31,8 @@ def masked_linear_pack(weight: Tensor, bits: Tensor, plan: list[Tensor]) -> list
     counts = padded.reshape(out, blocks, LIST_BLOCK).sum(2)
     of_row = counts.sum(1)
     block_starts = counts.cumsum(1) - counts
-    narrow = torch.int16 if inp <= 1 << 16 else torch.int32
+    # Triton 3.7 compiles no product in float64 of an operand that was found by way of a 16-bit number.
+    narrow = torch.int16 if inp <= 1 << 16 and weight.dtype != torch.float64 else torch.int32
     return list(
         Packed(
             weight[dense],
@@ -53,7 +54,7 @@ def decode(x: Tensor, bits: Tensor, packed: Packed, n: int, bias: Tensor | None)
     bias = None if bias is None else bias.contiguous()
     fused = bias if parts == 1 else None
     launch(
-        wrap_triton(decode_double_few) if x.dtype == torch.float64 else wrap_triton(decode_few),
+        wrap_triton(decode_few),
         lambda meta: (triton.cdiv(n, meta["BLOCK_N"]), parts),
         x,
         bits,

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from .._launch import tuned
-from .._planner import DECODE, DECODE_DOUBLE
+from .._planner import DECODE
 from .product import part_of, row_words
 from .tile import bits_along_rows, far, operand, rounded
 
@@ -53,6 +53,4 @@ def decode_kernel(
     tl.store(y + to, rounded(acc, y.dtype.element_ty), mask=(rm[None, :] < m) & (rn[:, None] < n))
 
 
-_TILE = ("BLOCK_M", "BLOCK_N", "BLOCK_K")
-decode_few = tuned(decode_kernel, DECODE, _TILE, ["n", "k"])
-decode_double_few = tuned(decode_kernel, DECODE_DOUBLE, _TILE, ["n", "k"])
+decode_few = tuned(decode_kernel, DECODE, ("BLOCK_M", "BLOCK_N", "BLOCK_K"), ["n", "k"])
