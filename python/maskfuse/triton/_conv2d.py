@@ -8,11 +8,10 @@ from typing import Any, NamedTuple
 import torch
 import triton
 from torch import Tensor
-from torch.library import wrap_triton
 
 from ..ops.masked_conv2d import image_like, output_size
 from ._device import capability, multiprocessors
-from ._launch import launch
+from ._launch import launch, wrap_triton
 from ._linear import add_parts, sums_of
 from ._operands import far
 from ._planner import cut_pixels, cut_weight

@@ -21,6 +21,10 @@ INTERPRETED = bool(triton.knobs.runtime.interpret)
 """Whether Triton's interpreter runs the kernels, on the host (TRITON_INTERPRET=1 when this package was imported)."""
 
 assert _ops.library_info()
+# What makes a launch part of a graph; on torch 2.11 it takes no interpreted kernel. Compilers' caches look for calls of
+# this name in an op, to know by which kernels' sources they are to be told apart.
+wrap_triton: Callable[[Any], Any] = (lambda kernel: kernel) if INTERPRETED else torch.library.wrap_triton
+
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 _launching = threading.Lock()
 
@@ -36,8 +40,7 @@ def schema_of(name: str) -> str:
 def op(function: Callable[..., Any]) -> Callable[..., Any]:
     """Registers a function as the op of its name in this namespace.
 
-    `torch.compile` looks into it and meets the kernels; interpreted, it is opaque, as `wrap_triton` takes no
-    interpreted kernel on torch 2.11.
+    `torch.compile` looks into it and meets the kernels; interpreted, it is opaque.
     """
     name = function.__name__
     if not INTERPRETED:

@@ -7,10 +7,9 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
-from torch.library import wrap_triton
 
 from ._device import capability, multiprocessors
-from ._launch import launch
+from ._launch import launch, wrap_triton
 from ._operands import far
 from ._planner import cut_outer, cut_product
 from .kernels.product import (

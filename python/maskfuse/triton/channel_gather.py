@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 import triton
 from torch import Tensor
-from torch.library import wrap_triton
 
 from ._activation import Activation, activation, by_parts, result_like, tile_of_pixels, words_of
-from ._launch import launch, op
+from ._launch import launch, op, wrap_triton
 from .kernels.channel_gather import channel_gather_kernel
 
 

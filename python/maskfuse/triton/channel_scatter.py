@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 import triton
 from torch import Tensor
-from torch.library import wrap_triton
 
 from ._activation import Activation, activation, by_parts, numbers_of, result_like, tile_of_pixels
-from ._launch import launch, op, opaque
+from ._launch import launch, op, opaque, wrap_triton
 from .channel_gather import check_index
 from .kernels.channel_scatter import channel_scatter_kernel
 

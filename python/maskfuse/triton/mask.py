@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 import triton
 from torch import Tensor
-from torch.library import wrap_triton
 from torch.nn import functional as F
 
 from ..ops.mask import words
-from ._launch import launch, op, plain_op
+from ._launch import launch, op, plain_op, wrap_triton
 from ._operands import check_bits
 from .kernels.mask import pack_kernel, unpack_kernel
 from .kernels.product import LIST_BLOCK, LIST_GROUP

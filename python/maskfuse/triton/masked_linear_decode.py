@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 import triton
 from torch import Tensor
-from torch.library import wrap_triton
 
 from ._device import capability, multiprocessors
-from ._launch import launch, plain_op
+from ._launch import launch, plain_op, wrap_triton
 from ._linear import add_parts, sums_of
 from ._operands import check_bits, far
 from ._plan import Packed
