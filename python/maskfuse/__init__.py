@@ -3,6 +3,8 @@
 from . import functional, nn, optim, reference, schedule
 from ._self_test.run import self_test
 from .backends import use_backend
+from .convert import Policy, convert
+from .fold import fold
 from .functional.channel_gather import channel_gather
 from .functional.channel_scatter import channel_scatter
 from .functional.channel_select import channel_select
@@ -18,11 +20,14 @@ from .packing import pack, unpack
 
 __all__ = [
     "Mask",
+    "Policy",
     "build_info",
     "channel_gather",
     "channel_scatter",
     "channel_select",
+    "convert",
     "explain",
+    "fold",
     "functional",
     "gated_conv2d",
     "gated_linear",

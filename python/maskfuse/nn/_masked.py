@@ -54,6 +54,14 @@ class MaskedLayer(nn.Module):
         if mask is not None:
             self.set_mask(mask)
 
+    def _tear_down(self) -> None:
+        """Undoes `_set_up`: what is left is a plain layer's, with zeros under the mask."""
+        self._retain = False
+        self._zero_masked()
+        _unmet.forget(self)
+        for name in ("_mask", "_retain", "_packed", "_packed_from"):
+            delattr(self, name)
+
     @classmethod
     def from_dense(cls, layer: nn.Module, mask: Mask | Tensor | None = None) -> Self:
         """A masked layer with copies of a plain layer's parameters, on its device, in its dtype and mode.

@@ -37,6 +37,11 @@ def add(owner: Any, weight_and_mask: Callable[[Any], tuple[Tensor | None, Mask |
         _hook = register_optimizer_step_pre_hook(_meet)
 
 
+def forget(owner: Any) -> None:
+    """Has no step looked at for the owner, which has no mask any more."""
+    _unmet.pop(id(owner), None)
+
+
 @outside_of_graphs
 def _meet(optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     if not _unmet:

@@ -1,0 +1,280 @@
+"""`convert`: a model's plain layers become masked ones."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ._computed_weight import checked_weight, pruned_mask, remove_pruning
+from ._fast_path import set_fast_paths
+from ._sharded import whole
+from .functional._check import mask_of
+from .mask import Mask
+from .nn._masked import MaskedLayer
+from .nn._numbers import number
+from .nn.masked_conv2d import MaskedConv2d
+from .nn.masked_linear import MaskedLinear
+
+Model = TypeVar("Model", bound=nn.Module)
+Names: TypeAlias = "str | Iterable[str] | Callable[[str, nn.Module], bool]"
+Masks: TypeAlias = "Mask | Tensor | Callable[[str, nn.Module], Mask | Tensor | None]"
+
+_TWINS: dict[type[nn.Module], type[MaskedLayer]] = {nn.Linear: MaskedLinear, nn.Conv2d: MaskedConv2d}
+
+
+@dataclass(frozen=True, eq=False)
+class Policy:
+    """Which layers `convert` masks, and how. A layer has to meet all that is given.
+
+    Args:
+        types: of `nn.Linear` and `nn.Conv2d`; subclasses of them are not meant.
+        names: patterns as in `fnmatch` ("encoder.*"), or a function of a layer's name and the layer; None for all. A
+            layer with several names is matched by any of them, and functions get the first.
+        exclude: the same, for layers to leave alone; None for none.
+        min_weights: layers with fewer weights are left alone.
+        density: share of each layer's weights that stays active, those of the largest magnitude.
+        mask: a `Mask`, or a bool or 0/1 integer tensor, of the weight's shape, or a function of name and layer that
+            gives one, or None for a layer to leave alone. With neither `mask` nor `density` nothing is masked yet.
+
+    Raises:
+        TypeError: something of another type, or another layer type than the two.
+        ValueError: `density` is outside 0..1, `min_weights` is negative, or both `density` and `mask` are given.
+    """
+
+    types: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv2d)
+    names: Names | None = None
+    exclude: Names | None = None
+    min_weights: int = 0
+    density: float | None = None
+    mask: Masks | None = None
+
+    def __post_init__(self) -> None:
+        types = self.types if isinstance(self.types, Iterable) else (self.types,)
+        object.__setattr__(self, "types", tuple(types))
+        for kind in self.types:
+            if kind not in _TWINS:
+                raise TypeError(f"types must be of nn.Linear and nn.Conv2d, got {kind!r}")
+        for argument in ("names", "exclude"):
+            object.__setattr__(self, argument, _patterns(getattr(self, argument), argument))
+        if isinstance(self.min_weights, bool) or not isinstance(self.min_weights, int):
+            raise TypeError(f"min_weights must be an integer, got {self.min_weights!r}")
+        if self.min_weights < 0:
+            raise ValueError(f"min_weights must not be negative, got {self.min_weights}")
+        if self.density is not None and self.mask is not None:
+            raise ValueError(f"density and mask must not both be given, got density={self.density}")
+        if self.density is not None and not 0 <= number(self.density, "density") <= 1:
+            raise ValueError(f"density must be in 0..1, got {self.density}")
+        if self.mask is not None and not isinstance(self.mask, (Mask, Tensor)) and not callable(self.mask):
+            raise TypeError(f"mask must be a Mask, a tensor or a function, got {type(self.mask).__name__}")
+
+
+def convert(model: Model, policy: Policy | Mapping[str, Any] | float | None = None) -> Model:
+    """Makes the `nn.Linear` and `nn.Conv2d` layers of a model that a policy names masked ones; returns the model.
+
+    In place: each layer stays the object it is and becomes a `MaskedLinear` or `MaskedConv2d`, so whatever refers to it
+    goes on doing so, and its parameters, hooks, device, dtype, mode and attributes stay. An optimizer made before
+    holds the same parameters; `protect` it if it has momentum. Zeros are written under the mask, the weight of a
+    convolution is made contiguous, and all of it is checked before anything changes.
+
+    Only layers whose type is exactly the plain one are converted, as a subclass may compute something else: so neither
+    what is masked or gated already, nor `out_proj` of `nn.MultiheadAttention`, whose parent reads its weight and never
+    calls it. A name without wildcards that means something else than such a layer is refused. Of
+    `nn.MultiheadAttention` nothing is masked (`in_proj_weight` is no layer's), of `nn.TransformerEncoderLayer` the two
+    linear layers. That layer's fast path in eval mode reads their weights as well: it is turned off where one of them
+    is masked, as are the nested tensors that `nn.TransformerEncoder` makes for it, until `fold`; so convert the model,
+    not such a layer's parts. Another parent that reads `weight` sees zeros under the mask, but sends a gradient there,
+    which `protect` keeps from the weight.
+
+    Layers that share a weight share one mask. Layers pruned by `torch.nn.utils.prune` keep what is pruned, and
+    `weight_orig` is `weight` again; a policy's mask or density (of all weights) takes more away. Pruning of a bias is
+    left as it is.
+
+    Args:
+        model: any module; a plain layer too.
+        policy: a `Policy`; a density for all layers; or a dict of name patterns, the first of which that matches a
+            layer has its density, mask, function of name and layer, or None (nothing masked yet). None is `Policy()`.
+
+    Raises:
+        TypeError: not a module, not a policy, a layer that is named and cannot be masked, or a weight or mask of a
+            dtype that cannot be used.
+        ValueError: a mask of another shape than the weight; a density for a weight on meta or with NaN; a layer with a
+            parametrization, another reparametrization than pruning, or a `forward` of its own; a pruning mask that is
+            not 0 and 1; a weight that is shared with something that the policy leaves alone or treats otherwise.
+
+    Warns:
+        UserWarning: nothing matches, or nothing matches a pattern of the dict.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    rules = _rules(policy)
+    names: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(module, []).append(name)
+    chosen = _chosen(names, rules)
+    masks = _masks(names, chosen)
+    for rule in rules:
+        if rule not in chosen.values():
+            known = [called[0] for module, called in names.items() if type(module) in _TWINS]
+            masked = sum(isinstance(module, MaskedLayer) for module in names)
+            which = f" ({rule.names!r})" if isinstance(policy, Mapping) else ""
+            warnings.warn(
+                f"policy{which} matches no layer of model ({type(model).__name__}), whose plain layers are "
+                f"{known}, and {masked} are masked already",
+                UserWarning,
+                stacklevel=2,
+            )
+    for layer, mask in masks.items():
+        _become_masked(layer, mask)
+    set_fast_paths(model)
+    return model
+
+
+def _patterns(selection: Any, argument: str) -> Any:
+    if selection is None or callable(selection):
+        return selection
+    patterns = (selection,) if isinstance(selection, str) else selection
+    if not isinstance(patterns, Iterable):
+        raise TypeError(f"{argument} must be patterns or a function of name and layer, got {selection!r}")
+    patterns = tuple(patterns)
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise TypeError(f"{argument} must have patterns that are strings, got {pattern!r}")
+    return patterns
+
+
+def _rules(policy: Any) -> list[Policy]:
+    if policy is None:
+        return [Policy()]
+    if isinstance(policy, Policy):
+        return [policy]
+    if isinstance(policy, Mapping):
+        return [_rule(pattern, value) for pattern, value in policy.items()]
+    if isinstance(policy, (int, float)) and not isinstance(policy, bool):
+        return [Policy(density=policy)]
+    raise TypeError(f"policy must be a Policy, a dict of name patterns or a density, got {type(policy).__name__}")
+
+
+def _rule(pattern: str, value: Any) -> Policy:
+    if value is None or isinstance(value, (Mask, Tensor)) or callable(value):
+        return Policy(names=pattern, mask=value)
+    return Policy(names=pattern, density=value)
+
+
+def _matches(selection: Any, names: list[str], layer: nn.Module) -> bool:
+    if callable(selection):
+        return bool(selection(names[0], layer))
+    return any(fnmatchcase(name, pattern) for pattern in selection for name in names)
+
+
+def _chosen(names: dict[nn.Module, list[str]], rules: list[Policy]) -> dict[nn.Module, Policy]:
+    """The layers to convert, each with the first rule that matches it."""
+    unread = {module.out_proj for module in names if isinstance(module, nn.MultiheadAttention)}
+    chosen = {}
+    for layer, called in names.items():
+        kind = parametrize.type_before_parametrizations(layer)
+        plain = kind in _TWINS and layer not in unread
+        for rule in rules:
+            if not plain:
+                if isinstance(rule.names, tuple) and not set(rule.names).isdisjoint(called):
+                    raise TypeError(f"policy names {called[0]!r}, {_why_not(layer, layer in unread)}")
+                continue
+            if kind not in rule.types or (rule.names is not None and not _matches(rule.names, called, layer)):
+                continue
+            if rule.exclude is not None and _matches(rule.exclude, called, layer):
+                continue
+            if checked_weight(called[0], layer).numel() >= rule.min_weights:
+                chosen[layer] = rule
+                break
+    return chosen
+
+
+def _why_not(layer: nn.Module, unread: bool) -> str:
+    if isinstance(layer, MaskedLayer):
+        return "which is masked already: its set_mask changes the mask"
+    if unread:
+        return f"a {type(layer).__name__} whose parent reads its weight and never calls it, so that no mask would hold"
+    return f"a {type(layer).__name__}: only layers whose type is exactly nn.Linear or nn.Conv2d can be masked"
+
+
+def _masks(names: dict[nn.Module, list[str]], chosen: dict[nn.Module, Policy]) -> dict[nn.Module, Mask]:
+    """The mask of each layer: one for all that share a weight. Changes nothing."""
+    readers: dict[int, list[nn.Module]] = {}
+    for module in names:
+        for key in {id(parameter) for parameter in module._parameters.values()}:
+            readers.setdefault(key, []).append(module)
+    masks: dict[nn.Module, Mask] = {}
+    done = set()
+    for layer, rule in chosen.items():
+        name = names[layer][0]
+        weight = checked_weight(name, layer)
+        if id(weight) in done:
+            continue
+        done.add(id(weight))
+        group = readers[id(weight)]
+        pruned = pruned_mask(name, layer)
+        for other in group:
+            alike = chosen.get(other)
+            if alike is None or alike.density != rule.density or alike.mask is not rule.mask:
+                raise ValueError(
+                    f"layer {name!r} shares its weight with {names[other][0]!r} ({type(other).__name__}), which the "
+                    "policy leaves alone or masks otherwise: treat both alike, or exclude both"
+                )
+            if pruned_mask(names[other][0], other) != pruned:
+                raise ValueError(
+                    f"layers {name!r} and {names[other][0]!r} share a weight and must be pruned alike: exclude both, "
+                    "or call torch.nn.utils.prune.remove first"
+                )
+        mask = _mask(name, layer, weight, rule, pruned)
+        if mask is not None:
+            masks.update((other, mask) for other in group)
+    return masks
+
+
+def _mask(name: str, layer: nn.Module, weight: nn.Parameter, rule: Policy, pruned: Mask | None) -> Mask | None:
+    given = rule.mask(name, layer) if callable(rule.mask) else rule.mask
+    if callable(rule.mask) and given is None:
+        return None
+    if rule.density is None and given is None:
+        return pruned or Mask.full(weight.shape)
+    try:
+        mask = _largest(weight, rule.density, pruned) if rule.density is not None else _fitting(given, weight)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"layer {name!r}: {error}") from error
+    return mask if pruned is None else mask & pruned
+
+
+def _largest(weight: nn.Parameter, density: float, pruned: Mask | None) -> Mask:
+    if weight.is_meta:
+        raise ValueError("density needs the values of a weight, got one on meta; give a mask")
+    scores = whole(weight.detach()).abs()
+    return Mask.topk(scores if pruned is None else torch.where(pruned.dense(), scores, -1), density)
+
+
+def _fitting(mask: Any, weight: nn.Parameter) -> Mask:
+    """What `set_mask` takes, as a `Mask` on the weight's device; what it refuses is refused."""
+    if isinstance(mask, Tensor) and mask.is_floating_point():
+        raise TypeError(f"mask must be a Mask, bool or 0/1 integers, got a floating tensor {list(mask.shape)}")
+    if isinstance(mask, (Mask, Tensor)) and not weight.is_meta:
+        mask = mask.to(weight.device)
+    checked = mask_of(mask, weight, Mask.from_dense)
+    assert isinstance(checked, Mask)
+    return checked
+
+
+def _become_masked(layer: Any, mask: Mask) -> None:
+    twin = _TWINS[type(layer)]
+    remove_pruning(layer)
+    if not layer.weight.is_contiguous():  # kernels read the weight's rows, and would copy it
+        layer.weight.data = layer.weight.data.contiguous()
+    layer.__class__ = twin  # as torch's parametrizations do: what refers to the layer goes on doing so
+    layer._set_up(mask)
+
+
+__all__ = ["Policy", "convert"]
