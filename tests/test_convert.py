@@ -151,10 +151,13 @@ def test_shared_modules_and_weights_stay_shared():
     model = convert(Tied(), Policy(mask=mask))
     assert model.a is model.again and type(model.a) is MaskedLinear
     assert model.b.weight is model.c.weight and model.b.mask == model.c.mask and calls == ["a", "b"]
-    assert convert(Tied(), {"again": 0.5}).a.mask.active == 18
+    model = convert(Tied(), {"again": 0.5, "b": 0.25, "c": 0.25})
+    assert model.a.mask.active == 18 and model.c.mask.active == 9
 
 
-@pytest.mark.parametrize("policy", [{"b": 0.5}, {"b": 0.5, "c": 0.25}, Policy(exclude="b", density=0.5)])
+@pytest.mark.parametrize(
+    "policy", [{"b": 0.5}, {"b": 0.5, "c": 0.25}, {"b": Mask.full((6, 6)), "c": None}, Policy(exclude="b", density=0.5)]
+)
 def test_half_of_what_shares_a_weight_is_refused(policy):
     model = Tied()
     weight = model.b.weight.detach().clone()

@@ -53,6 +53,9 @@ def test_a_policy_takes_more_away_from_what_is_pruned():
     prune.custom_from_mask(layer, "weight", pruned)
     convert(layer, 0.25)
     assert layer.mask.active == 8 and not layer.mask.dense()[~pruned].any()
+    for policy in (0.75, {"": Mask.full((4, 8))}):
+        layer = prune.custom_from_mask(nn.Linear(8, 4), "weight", pruned)
+        assert convert(layer, policy).mask == Mask.from_dense(pruned)
     layer = prune.custom_from_mask(nn.Linear(8, 4), "weight", torch.full((4, 8), 0.5))
     with pytest.raises(ValueError, match=r"pruning mask.*zeros and ones"):
         convert(layer)

@@ -24,8 +24,9 @@ def fold(model: Model) -> Model:
     weight changes by a bit. The mask is gone: training the plain layers moves all of their weights. The fast paths
     that `convert` turned off are on again.
 
-    Outputs are those of the same weights in torch's kernels: bit for bit the masked model's where it ran these too
-    (masks that hide nothing, backend "reference"), else up to rounding, as the terms are summed in another order.
+    Outputs are those of torch's kernels on the same weights: bit for bit the masked model's where that ran them too,
+    on the whole weight, as it does under `use_backend("reference")`; else up to rounding, as terms are summed in
+    another order. Calls that pass `channels=` are for masked layers alone.
 
     Raises:
         TypeError: not a module; a layer is gated (its `harden()` gives the masked layer to put in its place); or a
