@@ -173,8 +173,17 @@ def test_a_weight_that_is_an_embeddings_too_is_refused():
         convert(model, 0.5)
 
 
+def test_a_function_may_leave_alone_what_could_not_be_masked():
+    model = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 10), nn.Linear(10, 2))
+    model[1].weight = model[0].weight
+    policy = Policy(mask=lambda name, layer: Mask.full((2, 10)) if name == "2" else None)
+    assert masked(convert(model, policy)) == ["2"]
+
+
 def test_what_matches_nothing_is_said():
     model = small()
+    with pytest.warns(UserWarning, match="matches no layer"):
+        convert(model, Policy(mask=lambda name, layer: None))
     with pytest.warns(UserWarning, match=r"matches no layer of model \(Sequential\).*'0', '2', '4', '5'.*0 are masked"):
         assert convert(model, Policy(names="head.*")) is model
     with pytest.warns(UserWarning, match=r"'head"):

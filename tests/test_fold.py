@@ -147,10 +147,13 @@ def test_hooks_and_the_rest_stay():
     assert seen == [nn.Conv2d] and layer.note == "mine" and not layer.training and not layer.bias.requires_grad
 
 
-def test_folded_layers_train_on():
+@pytest.mark.parametrize("protected", [False, True])
+def test_folded_layers_train_on(protected):
     layer = convert(nn.Linear(8, 4), 0.5)
     dense = layer.mask.dense()
     optimizer = torch.optim.SGD(layer.parameters(), 0.1)  # made while the mask had met no optimizer
+    if protected:
+        protect(optimizer, layer)
     fold(layer)
     layer(torch.randn(3, 8)).sum().backward()
     optimizer.step()

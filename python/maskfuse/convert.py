@@ -119,8 +119,9 @@ def convert(model: Model, policy: Policy | Mapping[str, Any] | float | None = No
         names.setdefault(module, []).append(name)
     chosen = _chosen(names, rules)
     masks = _masks(names, chosen)
+    used = {id(chosen[layer]) for layer in masks}
     for rule in rules:
-        if rule not in chosen.values():
+        if id(rule) not in used:
             known = [called[0] for module, called in names.items() if type(module) in _TWINS]
             masked = sum(isinstance(module, MaskedLayer) for module in names)
             which = f" ({rule.names!r})" if isinstance(policy, Mapping) else ""
@@ -219,6 +220,9 @@ def _masks(names: dict[nn.Module, list[str]], chosen: dict[nn.Module, Policy]) -
         done.add(id(weight))
         group = readers[id(weight)]
         pruned = pruned_mask(name, layer)
+        mask = _mask(name, layer, weight, rule, pruned)
+        if mask is None:
+            continue
         for other in group:
             alike = chosen.get(other)
             if alike is None or alike.density != rule.density or alike.mask is not rule.mask:
@@ -231,9 +235,7 @@ def _masks(names: dict[nn.Module, list[str]], chosen: dict[nn.Module, Policy]) -
                     f"layers {name!r} and {names[other][0]!r} share a weight and must be pruned alike: exclude both, "
                     "or call torch.nn.utils.prune.remove first"
                 )
-        mask = _mask(name, layer, weight, rule, pruned)
-        if mask is not None:
-            masks.update((other, mask) for other in group)
+        masks.update((other, mask) for other in group)
     return masks
 
 

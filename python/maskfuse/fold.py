@@ -21,8 +21,8 @@ def fold(model: Model) -> Model:
 
     In place, as `convert`: the layers and their parameters stay the objects they are, with hooks, device, dtype, mode
     and attributes. Under the mask the weight is zero, also where values were retained there, and nothing else of a
-    weight changes by a bit. The mask is gone: training the plain layers moves all of their weights. The fast paths
-    that `convert` turned off are on again.
+    weight changes by a bit. The mask is gone: training the plain layers moves all of their weights, and no schedule
+    of the masked ones may step any more. The fast paths that `convert` turned off are on again.
 
     Outputs are those of torch's kernels on the same weights: bit for bit the masked model's where that ran them too,
     on the whole weight, as it does under `use_backend("reference")`; else up to rounding, as terms are summed in
