@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import zlib
 
 import maskfuse
 import pytest
@@ -40,6 +41,12 @@ def few(backend: str, *values: object, of: int = 1) -> tuple:
     """The values that a test loops over; the first ones of them in Triton's interpreter, which is a thousand times
     slower than a kernel."""
     return values[:of] if backend == "triton" else values
+
+
+def one_of(request: pytest.FixtureRequest, backend: str, many: int) -> None:
+    """Skips all but a share of a test's cases in Triton's interpreter: always the same ones, spread over all."""
+    if backend == "triton" and zlib.crc32(request.node.name.encode()) % many:
+        pytest.skip(f"one case of {many} in the interpreter")
 
 
 def thorough(backend: str) -> dict[str, bool]:

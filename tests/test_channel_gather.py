@@ -8,7 +8,7 @@ import textwrap
 
 import pytest
 import torch
-from conftest import DTYPES, few, thorough
+from conftest import DTYPES, few, one_of, thorough
 from maskfuse import channel_gather, channel_scatter, reference
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import grad, jvp, vjp, vmap
@@ -104,7 +104,8 @@ def expected_format(layout, trailing):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("trailing", SHAPES)
-def test_layouts_and_shapes(backend, trailing, layout):
+def test_layouts_and_shapes(request, backend, trailing, layout):
+    one_of(request, backend, 5)
     if not trailing and layout in ("every other column", "transposed"):
         pytest.skip("there is no column")
     for dtype in few(backend, torch.float32, torch.int8, torch.float64):
@@ -129,7 +130,8 @@ def test_layouts_and_shapes(backend, trailing, layout):
 
 @pytest.mark.parametrize("dtype", ALL_DTYPES)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_dtypes(backend, dtype, layout):
+def test_dtypes(request, backend, dtype, layout):
+    one_of(request, backend, 3)
     for trailing in ((), (1, 1), (1, 2), (3, 3), (9, 9)):
         x = LAYOUTS[layout](values((N, C, *trailing), dtype))
         c, b = torch.randperm(C)[:7], torch.tensor([3, 0, 4, 3])
@@ -143,7 +145,8 @@ def test_dtypes(backend, dtype, layout):
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("channels", CHANNELS)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_selectors(backend, channels, batch, layout):
+def test_selectors(request, backend, channels, batch, layout):
+    one_of(request, backend, 4)
     x = LAYOUTS[layout](values((N, C, 3, 3), torch.float32))
     c, b = selectors(C, channels), None if batch is None else selectors(N, batch)
     rows, columns = listed(b, N), listed(c, C)

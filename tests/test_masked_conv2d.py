@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import maskfuse
 import pytest
 import torch
-from conftest import DTYPES, assert_sums_close, few, once
+from conftest import DTYPES, assert_sums_close, few, once, one_of
 from maskfuse import Mask, gated_conv2d, masked_conv2d, reference
 from maskfuse.functional._conv import Geometry
 from maskfuse.ops.masked_conv2d import image_like
@@ -116,7 +116,8 @@ def test_geometries(backend, geometry, memory_format, kernel):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("make", STRUCTURES.values(), ids=STRUCTURES.keys())
 @pytest.mark.parametrize("name", ["3x3", "1x1", "stride 2"])
-def test_structures(backend, dtype, make, name):
+def test_structures(request, backend, dtype, make, name):
+    one_of(request, backend, 2)
     geometry = GEOMETRIES[name]
     if backend == "triton" and dtype not in INTERPRETED_STRUCTURES[name]:
         pytest.skip("many cases alike in the interpreter")

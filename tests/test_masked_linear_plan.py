@@ -12,7 +12,7 @@ import maskfuse.mask as mask_module
 import pytest
 import torch
 import torch.utils.flop_counter
-from conftest import few
+from conftest import few, one_of
 from maskfuse import Mask, masked_conv2d, masked_linear, reference
 from maskfuse.nn import MaskedConv2d, MaskedLinear
 from test_masked_linear import check, forward_backward
@@ -55,7 +55,8 @@ MASKS = {
 
 @pytest.mark.parametrize("make", MASKS.values(), ids=MASKS.keys())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_structures(backend, make, dtype):
+def test_structures(request, backend, make, dtype):
+    one_of(request, backend, 2)
     mask = make()
     for batch in few(backend, 20, 3, 150):
         x, w, b = (torch.randn(shape).to(dtype) for shape in ((batch, IN), (OUT, IN), (OUT,)))
