@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import few
+from conftest import few, one_of
 from device_ops import each_cuda_machine, each_machine, poisoned
 from maskfuse import reference
 from test_channel_gather import ALL_DTYPES, LAYOUTS, SHAPES, check_same, expected_format, values
@@ -89,7 +89,8 @@ def test_layouts_and_shapes(machine, trailing, layout):
 @pytest.mark.filterwarnings("ignore:ComplexHalf support")
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", [*ALL_DTYPES, torch.complex32, torch.uint16], ids=str)
-def test_dtypes(machine, dtype, layout):
+def test_dtypes(request, machine, dtype, layout):
+    one_of(request, machine.name, 4)
     c, b = torch.randint(-C, C, (8,)), torch.tensor([3, 0, 4, 3], dtype=torch.int32)
     for trailing in few(machine.name, (7, 7), (), (1, 1), (8, 4)):
         x = LAYOUTS[layout](numbers((N, C, *trailing), dtype))
@@ -140,8 +141,9 @@ def test_many_channels(machine):
 @each_machine
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", ALL_DTYPES, ids=str)
-def test_sums_have_the_bits_of_the_cpu(machine, dtype, layout):
+def test_sums_have_the_bits_of_the_cpu(request, machine, dtype, layout):
     """Samples in the order of the index, and in each its channels; half types in float32."""
+    one_of(request, machine.name, 4)
     for trailing in few(machine.name, (3, 3), (), (4, 8)):
         y = LAYOUTS[layout](values((6, 9, *trailing), dtype))
         b = torch.tensor([2, 0, -1, 1, 2, 2])

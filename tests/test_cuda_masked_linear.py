@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import DTYPES, assert_sums_close
+from conftest import DTYPES, assert_sums_close, one_of
 from device_ops import each_cuda_machine, each_machine, poisoned
 from maskfuse import Mask
 from maskfuse.info import _gpu_kernel
@@ -184,7 +184,8 @@ def test_repeatable(machine):
 @pytest.mark.parametrize("density", [0.0, 0.08, 0.5, 1.0])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(1, 5, 3), (4, 300, 50), (16, 136, 130), (9, 700, 33)], ids=str)
-def test_packed_weight(machine, shape, dtype, density):
+def test_packed_weight(request, machine, shape, dtype, density):
+    one_of(request, machine.name, 4)
     x, w, _, b = operands(shape, dtype)
     mask = Mask.random((shape[2], shape[1]), density)
     dense = mask.dense()
@@ -279,7 +280,8 @@ def test_explained_kernels(machine):
 @each_machine
 @pytest.mark.parametrize("rows, columns", [(0.5, 0.5), (0.2, 1.0), (1.0, 0.3), (0.0, 0.5)])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_active_channels_alone(machine, dtype, rows, columns):
+def test_active_channels_alone(request, machine, dtype, rows, columns):
+    one_of(request, machine.name, 3)
     shape = (300, 70, 45)
     x, w, dy, b = operands(shape, dtype)
     mask = Mask.channels((45, 70), torch.rand(45) < rows, torch.rand(70) < columns)

@@ -21,6 +21,7 @@ import pytest
 import torch
 from conftest import HAS_TRITON, INTERPRETED
 from maskfuse import Mask, backends, masked_linear
+from maskfuse.functional import _backends as functional_backends
 from maskfuse.nn import MaskedConv2d, MaskedLinear
 from torch.library import opcheck
 
@@ -105,8 +106,18 @@ def old_driver(monkeypatch):
     """A GPU that the compiled library refuses."""
     refuses = {"cuda": lambda device: "the driver is too old", "triton": lambda device: None}
     for name, refusal in refuses.items():
-        monkeypatch.setitem(backends._backends, name, replace(backends._backends[name], refuses=refusal))
+        trusts = replace(backends._backends[name], refuses=refusal, distrusts=lambda op, device: None)
+        monkeypatch.setitem(backends._backends, name, trusts)
     return monkeypatch
+
+
+def test_a_first_launch_that_fails_is_a_reason(monkeypatch):
+    """As where there is no C compiler, which Triton needs beside itself."""
+    monkeypatch.setattr(functional_backends, "_loading", {})
+    monkeypatch.setattr(functional_backends, "_try_triton", lambda index: f"cannot compile on {index}")
+    assert functional_backends._load_triton("masked_linear", GPU) == "cannot compile on 0"
+    monkeypatch.setattr(functional_backends, "_try_triton", lambda index: None)
+    assert functional_backends._load_triton("masked_linear", GPU) == "cannot compile on 0"  # tried once
 
 
 @needs_triton
@@ -125,6 +136,11 @@ def test_it_takes_over_where_the_compiled_library_cannot_run(old_driver):
         pytest.raises(RuntimeError, match="backend 'cuda' cannot run masked_linear on cuda: the driver is too old"),
     ):
         backends.choose("masked_linear", GPU)
+    for names in (("reference",), ("cuda", "reference")):
+        with maskfuse.use_backend(*names):
+            assert maskfuse.mask._bit_ops(GPU) is None
+    with maskfuse.use_backend("triton", "reference"):
+        assert maskfuse.mask._bit_ops(GPU) is torch.ops.maskfuse_triton
     with maskfuse.use_backend("cuda", "reference"):  # which leaves triton out
         assert backends.choose("masked_linear", GPU).name == "reference"
 
@@ -161,16 +177,18 @@ def test_explain():
     conv = MaskedConv2d(16, 32, 3, mask=Mask.random((32, 16, 3, 3), 0.5))
     with maskfuse.use_backend("triton"):
         found = maskfuse.explain(layer.eval(), batch=4)
-        assert found.backend == "triton" and found.kernels["forward"] == "product few"
-        assert maskfuse.explain(layer, batch=512).kernels["forward"] == "product small"
+        assert found.backend == "triton" and found.kernels["forward"] == "element_product few"
+        assert maskfuse.explain(layer, batch=512).kernels["forward"] == "element_product small"
+        half = maskfuse.explain(layer, batch=64, dtype=torch.bfloat16)
+        assert half.kernels["forward"] == "product small" and "tiles on tensor cores" in str(half)
         layer.pack()
         assert maskfuse.explain(layer, batch=16).kernels["forward"] == "decode"
-        assert maskfuse.explain(layer, batch=17).kernels["forward"] == "product small"
+        assert maskfuse.explain(layer, batch=17).kernels["forward"] == "element_product small"
         assert set(maskfuse.explain(conv, size=(9, 9)).kernels.values()) <= {
             "product small",
             "product small in 2 parts",
         }
-        assert "tiles on tensor cores" in str(found)
+        assert "tiles of single multiply-adds" in str(found)
         full = Mask.full((64, 64))
         assert maskfuse.explain(full).kernels["forward"] == "F.linear"
         channels = Mask.channels((128, 256), torch.arange(64))
@@ -339,3 +357,18 @@ def test_every_kernel_compiles_ahead_of_time(target, dtypes):
     # Whole tiles of operands with aligned rows come by asynchronous copies of 16 bytes, and next to nothing spills.
     aligned = [row for row in large if row["kernel"] == "product_kernel" and row["cp.async.cg"] > 0]
     assert len(aligned) > 5 and all(row["stack"] <= 64 for row in aligned), [r for r in aligned if r["stack"] > 64]
+
+
+@interpreted
+def test_wide_masks_and_far_values():
+    """What no test can reach by size: the grid's second index ends at 65535, offsets of 32 bits at 2^31."""
+    from maskfuse.triton._operands import far
+
+    launched = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(maskfuse.triton.mask, "launch", lambda kernel, grid, *rest, **meta: launched.append(grid))
+        maskfuse.triton.mask.mask_pack(torch.zeros((1, 9_000_000), dtype=torch.bool))
+    assert launched == [(70313,)]
+    shape = (1 << 17, 1 << 15)
+    assert far(torch.empty(shape, device="meta")) and not far(torch.empty((1 << 15, 1 << 15), device="meta"))
+    assert not far(torch.empty((0, *shape), device="meta")[:, :1, :1]) and far(None, torch.empty(shape, device="meta"))

@@ -73,6 +73,7 @@ _KERNELS = {
     "element": "register tiles of single elements, the mask applied as the weight is read",
     "product_sm90": "tiles on Hopper's tensor cores, the weight masked in registers; empty blocks not visited",
     "product": "tiles on tensor cores, the mask applied on the way there; empty blocks not visited",
+    "element_product": "tiles of single multiply-adds, the mask applied on the way there; empty blocks not visited",
     "library": "torch's own product: on a masked copy, a panel at a time, or on the active channels alone",
 }
 

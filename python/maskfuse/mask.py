@@ -463,12 +463,14 @@ def _make_block_lists(mask: Mask, ops: Any) -> list[Tensor]:
 
 def _bit_ops(device: torch.device) -> Any:
     """What packs and unpacks bits on a device: the compiled ops, or on a GPU where those cannot run or failed their
-    self-test, or where Triton alone is asked for, the Triton ones; None where the host has to."""
+    self-test the Triton ones; of backends asked for, the first of the two. None where the host has to: the reference
+    has no bits of its own."""
     if device.type != "cuda":
         return torch.ops.maskfuse
-    if backends.requested() != ("triton",) and backends.trusted("cuda", "mask", device):
-        return torch.ops.maskfuse
-    return torch.ops.maskfuse_triton if backends.trusted("triton", "mask", device) else None
+    for name in backends.requested() or ("cuda", "triton"):
+        if name in ("cuda", "triton") and backends.trusted(name, "mask", device):
+            return torch.ops.maskfuse if name == "cuda" else torch.ops.maskfuse_triton
+    return None
 
 
 def packed_bits(dense: Tensor) -> Tensor:

@@ -133,18 +133,26 @@ def _on_cuda(index: int) -> Iterator[Outcome]:
 
 def _on_triton(index: int) -> Iterator[Outcome]:
     device = torch.device("cuda", index)
-    if not backends.trusted("triton", "masked_linear", device):
-        return
     label = f"cuda:{index} triton"
+    if not backends.trusted("triton", "masked_linear", device):
+        with backends.use_backend("triton"):
+            why = dict(backends.verdicts("masked_linear", device))["triton"]
+        yield Outcome("triton", label, False, why or "triton cannot be used", 0.0)
+        return
     for check in CHECKS.values():
         if check.applies(torch.ops.maskfuse_triton, device):
             yield _timed(check, check.name, torch.ops.maskfuse_triton, device, label)
 
 
 def _cuda_devices() -> list[int]:
-    if _library.cuda_reason is not None or not torch.cuda.is_available():
+    """Those that either backend serves."""
+    if not torch.cuda.is_available():
         return []
-    return [index for index in range(torch.cuda.device_count()) if _refusal(index) is None]
+    return [index for index in range(torch.cuda.device_count()) if _refusal(index) is None or _triton_serves(index)]
+
+
+def _triton_serves(index: int) -> bool:
+    return backends.refusal("triton", torch.device("cuda", index)) is None
 
 
 def _refusal(index: int) -> str | None:
@@ -190,6 +198,8 @@ def self_test(device: torch.device | str | None = None) -> SelfTest:
         outcomes += _on_cpu(torch.ops.maskfuse)
     if wanted is None or wanted.type == "cuda":
         for index in devices:
-            outcomes += _on_cuda(index)
-            outcomes += _on_triton(index)
+            if _refusal(index) is None:
+                outcomes += _on_cuda(index)
+            if _triton_serves(index):
+                outcomes += _on_triton(index)
     return SelfTest(tuple(outcomes))

@@ -13,7 +13,7 @@ import torch
 from .. import _library
 from .._self_test import first_use
 from .._traced import constant_when_traced
-from ..backends import Backend, register
+from ..backends import Backend, register, requested
 from ..ops.library import cuda_library_info
 
 _capable: dict[int, str | None] = {}  # device -> None or why its kernels cannot run there
@@ -55,34 +55,67 @@ def triton_is_interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 
 
+_triton_cannot: dict[int | None, str | None] = {}  # device, or None for all -> None or why its kernels cannot run there
+
+
+def _triton_is_missing() -> bool:
+    if None not in _triton_cannot:
+        try:
+            missing = importlib.util.find_spec("triton") is None
+        except (ImportError, ValueError):  # something else of that name
+            missing = True
+        _triton_cannot[None] = "triton is not installed" if missing else None
+    return _triton_cannot[None] is not None
+
+
+def _gpu_is_too_old(index: int) -> str | None:
+    capability = torch.cuda.get_device_capability(index)
+    if torch.version.hip is None and capability < _LEAST_TRITON:
+        return f"compute capability {capability[0]}.{capability[1]}, Triton needs 8.0"
+    return None
+
+
 @constant_when_traced
 def _triton_refuses(device: torch.device) -> str | None:
     """Without importing triton."""
     if device.type not in ("cpu", "cuda"):
         return "serves CUDA tensors only"
-    if device.type == "cpu" and not triton_is_interpreted():
+    interpreted = triton_is_interpreted()
+    if device.type == "cpu" and not interpreted:
         return "serves CUDA tensors only; with TRITON_INTERPRET=1, tensors on the CPU"
-    if importlib.util.find_spec("triton") is None:
+    if _triton_is_missing():
         return "triton is not installed"
-    if device.type == "cpu" or triton_is_interpreted():
-        return None
+    if interpreted:
+        asked_for = "triton" in (requested() or ())
+        return None if asked_for or device.type == "cpu" else "TRITON_INTERPRET is set: only where it is asked for"
     if not torch.cuda.is_available():
         return "torch finds no GPU"
-    if torch.version.hip is None:
-        capability = torch.cuda.get_device_capability(device)
-        if capability < _LEAST_TRITON:
-            return f"compute capability {capability[0]}.{capability[1]}, Triton needs 8.0"
-    return None
+    index = torch.cuda.current_device() if device.index is None else device.index
+    if index not in _triton_cannot:
+        _triton_cannot[index] = _gpu_is_too_old(index)
+    return _triton_cannot[index]
+
+
+_loading: dict[int, str | None] = {}  # device, or -1 for the CPU -> None, or why the kernels cannot be used there
 
 
 @constant_when_traced
 def _load_triton(op: str, device: torch.device) -> str | None:
-    if not hasattr(triton, "masked_linear"):
-        try:
-            loaded = importlib.import_module("maskfuse.triton")
-        except (ImportError, AttributeError, OSError) as error:  # of a triton too old or too new, or half installed
-            return f"triton cannot be used: {type(error).__name__}: {error}"
+    index = -1 if device.type == "cpu" else torch.cuda.current_device() if device.index is None else device.index
+    if index not in _loading:
+        _loading[index] = _try_triton(index)
+    return _loading[index]
+
+
+def _try_triton(index: int) -> str | None:
+    """Imports the kernels and launches one: what Triton compiles with may be missing where triton is not."""
+    try:
+        loaded = importlib.import_module("maskfuse.triton")
         vars(triton).update({name: value for name, value in vars(loaded.products).items() if callable(value)})
+        if index >= 0 and not loaded.INTERPRETED and not torch.cuda.is_current_stream_capturing():
+            loaded.try_launch(torch.device("cuda", index))
+    except Exception as error:  # a triton too old or too new, or half installed; no C compiler; no such architecture
+        return f"triton cannot be used: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
     return None
 
 

@@ -386,11 +386,14 @@ compiler."""
 
 
 def _set_outside() -> None:
-    if not vars(_outside):
-        for name, function, known in (
-            ("indices", _indices, "which samples are active"),
-            ("draw", _draw, "what is skipped"),
-            ("chance", _chance, "what is skipped"),
-        ):
-            reason = f"maskfuse.nn.Bypass: {known} must be known to the host"
-            setattr(_outside, name, torch.compiler.disable(function, reason=reason))
+    if vars(_outside):
+        return
+    found = {}
+    for name, function, known in (
+        ("indices", _indices, "which samples are active"),
+        ("draw", _draw, "what is skipped"),
+        ("chance", _chance, "what is skipped"),
+    ):
+        reason = f"maskfuse.nn.Bypass: {known} must be known to the host"
+        found[name] = torch.compiler.disable(function, reason=reason)
+    vars(_outside).update(found)  # all at once: another thread may look

@@ -17,6 +17,7 @@ from . import (
     soft_masked_linear,
 )
 from ._launch import INTERPRETED, NAMESPACE
+from .mask import try_launch
 
 from . import products  # isort: skip  behind the ops, which it makes differentiable
 
@@ -34,4 +35,5 @@ __all__ = [
     "masked_linear_decode",
     "products",
     "soft_masked_linear",
+    "try_launch",
 ]

@@ -229,13 +229,15 @@ def check_images(op: str, x: Tensor, weight_shape: Ints, geometry: Geometry, bac
     Raises:
         RuntimeError: shapes or a geometry that do not fit.
     """
-    out, inp, *kernel = weight_shape
     groups = geometry.groups
-    if len(weight_shape) != 4 or groups < 1 or out % groups:
+    if len(weight_shape) != 4 or groups < 1 or weight_shape[0] % groups:
         raise RuntimeError(
             f"{op}: weight must have shape [out, in / groups, height, width] and groups divide out, got"
             f" {list(weight_shape)} and {groups} groups"
         )
+    if any(len(pair) != 2 for pair in geometry[:3]):
+        raise RuntimeError(f"{op}: stride, padding and dilation must be two integers each, got {geometry}")
+    out, inp, *kernel = weight_shape
     if (
         any(s < 1 for s in geometry.stride)
         or any(p < 0 for p in geometry.padding)

@@ -74,6 +74,7 @@ def check_same_rows(op: str, grad: Tensor, input: Tensor) -> None:
 def far(*tensors: Tensor | None) -> bool:
     """Whether offsets in any of these take more than 32 bits."""
     return any(
-        t is not None and sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True)) >= 1 << 31
+        t is not None
+        and sum((max(size, 1) - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True)) >= 1 << 31
         for t in tensors
     )

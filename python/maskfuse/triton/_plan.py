@@ -54,6 +54,9 @@ def _lists(op: str, plan: list[Tensor], rows: int, taps: int, channels: int) -> 
         (blocks(rows, LIST_GROUP), 1 + taps * blocks(channels, LIST_BLOCK)),
         (blocks(channels, LIST_GROUP), 1 + taps * blocks(rows, LIST_BLOCK)),
     ]
+    for t in plan:
+        if t.device != plan[0].device:
+            raise RuntimeError(f"{op}: plan must be on one device, got {plan[0].device} and {t.device}")
     for i, shape in enumerate(shapes):
         if plan[i].dtype != torch.int32:
             raise RuntimeError(f"{op}: plan[{i}] must be int32, got {plan[i].dtype}")

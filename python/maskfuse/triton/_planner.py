@@ -22,14 +22,17 @@ class Cut(NamedTuple):
         family: `few` (tiles of 16 rows), `small` (64 x 64) or `large` (128 x 128 and such); which of its configurations
             runs is timed.
         parts: of the depth.
+        half: on tensor cores, which take half types; float32 and float64 are multiplied one by one.
     """
 
     family: str
     parts: int
+    half: bool
 
     def __str__(self) -> str:
         """As `explain` prints it."""
-        return f"product {self.family}" + (f" in {self.parts} parts" if self.parts > 1 else "")
+        kernel = "product" if self.half else "element_product"
+        return f"{kernel} {self.family}" + (f" in {self.parts} parts" if self.parts > 1 else "")
 
 
 def _tiles(rows: int, columns: int, side: int, across: int) -> int:
@@ -44,14 +47,14 @@ def cut_product(m: int, n: int, k: int, dtype: torch.dtype, count: int, copies: 
         family, tiles = "large", _tiles(m, n, 128, 128)
     else:
         family, tiles = "small", _tiles(m, n, 64, 64)
-    return Cut(family, _parts(copies * tiles, -(-k // 64), count))
+    return Cut(family, _parts(copies * tiles, -(-k // 64), count), dtype.itemsize == 2)
 
 
 def cut_outer(m: int, n: int, k: int, dtype: torch.dtype, count: int, copies: int = 1) -> Cut:
     """For `copies` sums over m rows of products [n] x [k]."""
     large = dtype.itemsize == 2 and copies * _tiles(n, k, 128, 128) >= count
     tiles = _tiles(n, k, 128, 128) if large else _tiles(n, k, 64, 64)
-    return Cut("large" if large else "small", _parts(copies * tiles, -(-m // 64), count))
+    return Cut("large" if large else "small", _parts(copies * tiles, -(-m // 64), count), dtype.itemsize == 2)
 
 
 def cut_pixels(pixels: int, n: int, k: int, taps: int, groups: int, dtype: torch.dtype, count: int) -> Cut:

@@ -6,6 +6,7 @@ import torch
 import triton
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import _disable_current_modes
 
 from ..ops.mask import words
 from ._launch import launch, op, plain_op, wrap_triton
@@ -27,7 +28,7 @@ def mask_pack(dense: Tensor) -> Tensor:
     bits = dense.new_empty((rows, words(columns)), dtype=torch.int32)
     if rows > 0 and columns > 0:
         flags = dense.contiguous().view(torch.int8)
-        grid = (triton.cdiv(rows, _ROWS), triton.cdiv(words(columns), _WORDS))
+        grid = (triton.cdiv(rows, _ROWS) * triton.cdiv(words(columns), _WORDS),)
         launch(wrap_triton(pack_kernel), grid, flags, bits, rows, columns, words(columns), R=_ROWS, W=_WORDS)
     return bits
 
@@ -39,7 +40,7 @@ def mask_unpack(bits: Tensor, columns: int) -> Tensor:
     rows = bits.shape[0]
     flags = bits.new_empty((rows, columns), dtype=torch.int8)
     if rows > 0 and columns > 0:
-        grid = (triton.cdiv(rows, _ROWS), triton.cdiv(words(columns), _WORDS))
+        grid = (triton.cdiv(rows, _ROWS) * triton.cdiv(words(columns), _WORDS),)
         launch(wrap_triton(unpack_kernel), grid, bits, flags, rows, columns, words(columns), R=_ROWS, W=_WORDS)
     return flags.view(torch.bool)
 
@@ -87,3 +88,11 @@ def mask_lists(bits: Tensor, columns: int, taps: int) -> list[Tensor]:
     of_channels = blocks(any_bit, LIST_BLOCK, LIST_GROUP // 32).permute(2, 1, 0).flatten(1)
     lists = [listed(of_rows), listed(of_channels)]
     return lists if taps == 1 else [*lists, ordered]
+
+
+def try_launch(device: torch.device) -> None:
+    """Compiles and launches the smallest kernel, whatever modes the caller is in; raises what that raises."""
+    with _disable_current_modes(), torch.inference_mode(False), torch.no_grad():
+        flags = torch.ones((1, 32), dtype=torch.int8, device=device)
+        bits = torch.empty((1, 1), dtype=torch.int32, device=device)
+        launch(pack_kernel, (1,), flags, bits, 1, 32, 1, R=_ROWS, W=_WORDS)

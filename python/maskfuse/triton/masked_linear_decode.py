@@ -71,7 +71,7 @@ def decode(x: Tensor, bits: Tensor, packed: Packed, n: int, bias: Tensor | None)
         packed.block_starts.shape[1],
         BIAS=fused is not None,
         PARTS=parts,
-        FAR=far(x, packed.form, to),
+        FAR=packed.values.numel() >= 1 << 31 or far(x, to),
         ARCH=capability(x.device),
     )
     return y if parts == 1 else add_parts(to, bias, y)

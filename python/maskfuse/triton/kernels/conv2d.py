@@ -189,7 +189,7 @@ def conv2d_outer_product_kernel(
 
 
 _TILE, _OUTER_TILE = ("BLOCK_M", "BLOCK_N", "BLOCK_K"), ("BLOCK_N", "BLOCK_K", "BLOCK_M")
-_KEY = ["n", "k", "taps", "y_height", "BACKWARD"]
+_KEY = ["n", "k", "taps", "y_height", "BACKWARD", "LISTS"]
 _OUTER_KEY = ["n", "k", "taps", "g_height"]
 conv2d_product_large = tuned(conv2d_product_kernel, SQUARE, _TILE, _KEY)
 conv2d_product_small = tuned(conv2d_product_kernel, SMALL, _TILE, _KEY)

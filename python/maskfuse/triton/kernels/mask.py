@@ -9,10 +9,18 @@ from .tile import bits_along_rows
 
 
 @triton.jit
+def tile_among(words, W: tl.constexpr):
+    """A program's place among the tiles of rows of words, all along the one index that has no small limit."""
+    across = tl.cdiv(words, W)
+    return tl.program_id(0) // across, tl.program_id(0) % across
+
+
+@triton.jit
 def pack_kernel(dense, bits, rows, columns, ld, R: tl.constexpr, W: tl.constexpr):
     """Bytes [rows, columns] to words [rows, ld]."""
-    row = tl.program_id(0) * R + tl.arange(0, R)
-    word = tl.program_id(1) * W + tl.arange(0, W)
+    tile_row, tile_word = tile_among(ld, W)
+    row = tile_row * R + tl.arange(0, R)
+    word = tile_word * W + tl.arange(0, W)
     place = tl.arange(0, 32)
     column = word[:, None] * 32 + place[None, :]
     at = row[:, None, None].to(tl.int64) * columns + column[None, :, :]
@@ -29,14 +37,15 @@ def pack_kernel(dense, bits, rows, columns, ld, R: tl.constexpr, W: tl.constexpr
 @triton.jit
 def unpack_kernel(bits, dense, rows, columns, ld, R: tl.constexpr, W: tl.constexpr):
     """Words [rows, ld] to bytes [rows, columns]."""
-    row = tl.program_id(0) * R + tl.arange(0, R)
-    word = tl.program_id(1) * W + tl.arange(0, W)
+    tile_row, tile_word = tile_among(ld, W)
+    row = tile_row * R + tl.arange(0, R)
+    word = tile_word * W + tl.arange(0, W)
     packed = tl.load(
         bits + row[:, None].to(tl.int64) * ld + word[None, :],
         mask=(row[:, None] < rows) & (word[None, :] < ld),
         other=0,
     )
-    column = tl.program_id(1) * W * 32 + tl.arange(0, W * 32)
+    column = tile_word * W * 32 + tl.arange(0, W * 32)
     at = row[:, None].to(tl.int64) * columns + column[None, :]
     here = (row[:, None] < rows) & (column[None, :] < columns)
     tl.store(dense + at, bits_along_rows(packed).to(tl.int8), mask=here)

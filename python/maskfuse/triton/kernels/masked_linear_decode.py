@@ -42,7 +42,7 @@ def decode_kernel(
             begins = begins.to(tl.int32)
         at = begins[:, None] + (tl.cumsum(ones, 1) - ones)
         # `active` bounds what bits of another mask than the packed one could ask for.
-        weight = tl.load(values + at, mask=flags & (at < active), other=0.0)
+        weight = tl.load(values + at, mask=flags & (at >= 0) & (at < active), other=0.0)
         rk = k0 + tl.arange(0, BLOCK_K)
         here = (rk[:, None] < k) & (rm[None, :] < m)
         rows = tl.load(x + far(rm[None, :], FAR) * x_m + far(rk[:, None], FAR) * x_k, mask=here, other=0.0)
