@@ -185,8 +185,8 @@ def test_explain():
         assert maskfuse.explain(layer, batch=16).kernels["forward"] == "decode"
         assert maskfuse.explain(layer, batch=17).kernels["forward"] == "element_product small"
         assert set(maskfuse.explain(conv, size=(9, 9)).kernels.values()) <= {
-            "product small",
-            "product small in 2 parts",
+            "element_product small",
+            "element_product small in 2 parts",
         }
         assert "tiles of single multiply-adds" in str(found)
         full = Mask.full((64, 64))

@@ -57,6 +57,7 @@ CHECKS = {
 # gradient that is differentiated again is that of a real-valued mask.
 NEEDS = {
     "masked_linear": ("mask", "masked_linear", "soft_masked_linear"),
+    "masked_linear_pack": ("masked_linear",),
     "gated_linear": ("gated_linear", "soft_masked_linear"),
     "masked_conv2d": ("mask", "masked_linear", "masked_conv2d"),
     "gathered_conv2d": ("mask", "gathered_conv2d"),  # masked_conv2d with channels
