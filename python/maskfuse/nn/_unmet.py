@@ -61,7 +61,7 @@ def _meet(optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[
                 f"{type(optimizer).__name__} {reason}, and moves weights under a mask of shape {list(mask.shape)}; "
                 "maskfuse.protect(optimizer, model) keeps them where they are",
                 UserWarning,
-                stacklevel=4,
+                stacklevel=5,  # behind what keeps this out of graphs, twice, and the optimizer's wrapper
             )
 
 
