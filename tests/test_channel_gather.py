@@ -105,7 +105,7 @@ def expected_format(layout, trailing):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("trailing", SHAPES)
 def test_layouts_and_shapes(request, backend, trailing, layout):
-    one_of(request, backend, 5)
+    one_of(request, backend, 10)
     if not trailing and layout in ("every other column", "transposed"):
         pytest.skip("there is no column")
     for dtype in few(backend, torch.float32, torch.int8, torch.float64):
@@ -131,7 +131,7 @@ def test_layouts_and_shapes(request, backend, trailing, layout):
 @pytest.mark.parametrize("dtype", ALL_DTYPES)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_dtypes(request, backend, dtype, layout):
-    one_of(request, backend, 3)
+    one_of(request, backend, 6)
     for trailing in ((), (1, 1), (1, 2), (3, 3), (9, 9)):
         x = LAYOUTS[layout](values((N, C, *trailing), dtype))
         c, b = torch.randperm(C)[:7], torch.tensor([3, 0, 4, 3])
@@ -146,7 +146,7 @@ def test_dtypes(request, backend, dtype, layout):
 @pytest.mark.parametrize("channels", CHANNELS)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_selectors(request, backend, channels, batch, layout):
-    one_of(request, backend, 4)
+    one_of(request, backend, 10)
     x = LAYOUTS[layout](values((N, C, 3, 3), torch.float32))
     c, b = selectors(C, channels), None if batch is None else selectors(N, batch)
     rows, columns = listed(b, N), listed(c, C)

@@ -32,7 +32,7 @@ def masks():
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("trailing", SHAPES)
 def test_layouts_and_shapes(request, backend, trailing, layout):
-    one_of(request, backend, 4)
+    one_of(request, backend, 8)
     if not trailing and layout in ("every other column", "transposed"):
         pytest.skip("there is no column")
     mask = masks()

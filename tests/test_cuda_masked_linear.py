@@ -185,7 +185,7 @@ def test_repeatable(machine):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(1, 5, 3), (4, 300, 50), (16, 136, 130), (9, 700, 33)], ids=str)
 def test_packed_weight(request, machine, shape, dtype, density):
-    one_of(request, machine.name, 4)
+    one_of(request, machine.name, 8)
     x, w, _, b = operands(shape, dtype)
     mask = Mask.random((shape[2], shape[1]), density)
     dense = mask.dense()

@@ -104,7 +104,8 @@ def kernels(request):
 @pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES.keys())
 @pytest.mark.parametrize("memory_format", FORMATS.values(), ids=FORMATS.keys())
 @pytest.mark.parametrize("kernel", ["accumulate", "shifted", "sampled", "direct", "library"])
-def test_geometries(backend, geometry, memory_format, kernel):
+def test_geometries(request, backend, geometry, memory_format, kernel):
+    one_of(request, backend, 2)
     once(backend, kernel, "accumulate")
     if backend == "triton" and (geometry[3] == (7, 7) or (memory_format != FORMATS["contiguous"] and geometry[0] != 9)):
         pytest.skip("many cases alike in the interpreter")
@@ -117,7 +118,7 @@ def test_geometries(backend, geometry, memory_format, kernel):
 @pytest.mark.parametrize("make", STRUCTURES.values(), ids=STRUCTURES.keys())
 @pytest.mark.parametrize("name", ["3x3", "1x1", "stride 2"])
 def test_structures(request, backend, dtype, make, name):
-    one_of(request, backend, 2)
+    one_of(request, backend, 4)
     geometry = GEOMETRIES[name]
     if backend == "triton" and dtype not in INTERPRETED_STRUCTURES[name]:
         pytest.skip("many cases alike in the interpreter")

@@ -7,7 +7,7 @@ import itertools
 import maskfuse
 import pytest
 import torch
-from conftest import DTYPES, LEVELS, assert_sums_close, few
+from conftest import DTYPES, LEVELS, assert_sums_close, few, one_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from maskfuse import Mask, masked_linear, reference
@@ -129,7 +129,8 @@ def test_layouts(backend):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("batch", [1, 8, 20])
-def test_what_is_masked_may_be_nan(backend, dtype, batch):
+def test_what_is_masked_may_be_nan(request, backend, dtype, batch):
+    one_of(request, backend, 3)
     x, w, b, mask = operands(batch, 33, 70, dtype, 0.3)
     dense = mask.dense()
     clean = torch.where(dense, w, torch.zeros_like(w))

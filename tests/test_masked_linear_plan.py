@@ -56,7 +56,7 @@ MASKS = {
 @pytest.mark.parametrize("make", MASKS.values(), ids=MASKS.keys())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_structures(request, backend, make, dtype):
-    one_of(request, backend, 2)
+    one_of(request, backend, 4)
     mask = make()
     for batch in few(backend, 20, 3, 150):
         x, w, b = (torch.randn(shape).to(dtype) for shape in ((batch, IN), (OUT, IN), (OUT,)))
