@@ -85,7 +85,9 @@ def positive_zeros(t):
 @pytest.mark.parametrize("conv", CONVS, ids=str)
 def test_against_exact_sums(request, machine, conv, dtype, memory_format):
     """What is not chosen is NaN or infinite; results are written into memory full of NaNs."""
-    one_of(request, machine.name, 12)
+    if machine.name == "triton" and (conv.inp > 100 or conv.kernel[0] * conv.kernel[1] > 9):
+        pytest.skip("large for the interpreter")
+    one_of(request, machine.name, 6)
 
     def make(*shape):
         return torch.randn(shape).to(dtype)

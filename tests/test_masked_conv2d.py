@@ -132,6 +132,8 @@ def test_structures(request, backend, dtype, make, name):
 
 @pytest.mark.parametrize("groups", [2, 5])
 def test_groups(backend, groups):
+    if backend == "triton" and groups == 5:
+        pytest.skip("many cases alike in the interpreter")
     geometry = GEOMETRIES["3x3"]
     x, w, b = operands(geometry, groups=groups)
     check(x, w, Mask.random(w.shape, 0.4), b, *geometry[6:], groups)
@@ -179,7 +181,7 @@ def test_any_strides(backend, kernel):
         "reversed dimensions": torch.randn(width, height, inp, batch).permute(3, 2, 1, 0),
     }
     with preferring(kernel):
-        for view in few(backend, *views.values(), of=2):
+        for view in few(backend, *views.values()):
             check(view, w, mask, b, *geometry[6:])
         check(x, w.to(memory_format=torch.channels_last), mask, b, *geometry[6:])
         check(x, w.transpose(2, 3), mask, b, *geometry[6:])

@@ -50,6 +50,8 @@ def leaves(*tensors):
 def test_gradcheck(backend, x, w, b, mask):
     args, how = leaves(x, w, b), thorough(backend)
     assert gradcheck(lambda x, w, b: masked_conv2d(x, w, mask, b, *GEOMETRY), args, check_forward_ad=True, **how)
+    if backend == "triton":
+        return  # torch's convolution runs the rest
     soft = torch.rand_like(w).requires_grad_()
     assert gradcheck(lambda x, w, s: masked_conv2d(x, w, s, None, *GEOMETRY), (*args[:2], soft), **how)
     assert gradcheck(lambda x, w, s: gated_conv2d(x, w, s, None, *GEOMETRY), (*args[:2], soft), **how)
