@@ -210,6 +210,8 @@ def test_packed_weight(request, machine, shape, dtype, density):
     with pytest.raises(RuntimeError, match=r"plan must have no tensors, or lists .* got 3"):
         machine.ops.masked_linear(xd, wd, bits, [*lists, packed[0]], None)
     if machine.name == "triton":
+        with pytest.raises(RuntimeError, match="plan does not hold a packed weight"):
+            machine.ops.masked_linear(xd, wd, bits, [*lists, packed[0], packed[1].int(), *packed[2:]], None)
         return
     with pytest.raises(RuntimeError, match="plan does not hold a packed weight"):
         machine.ops.masked_linear(xd, wd, bits, [*lists, packed[0], packed[1], packed[2][0:0, 0]], None)

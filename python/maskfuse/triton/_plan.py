@@ -87,6 +87,8 @@ def linear_plan(op: str, plan: list[Tensor], rows: int, columns: int, dtype: tor
             raise RuntimeError(
                 f"{op}: plan holds a packed weight of shape {list(packed.form.shape[1:])}, weight has {[rows, columns]}"
             )
+        if packed.row_starts.dtype != torch.int64 or packed.block_starts.dtype not in (torch.int16, torch.int32):
+            raise RuntimeError(f"{op}: plan does not hold a packed weight")
         check_shape(op, "packed row_starts", packed.row_starts, (rows,))
         check_shape(op, "packed block_starts", packed.block_starts, (rows, (columns + LIST_BLOCK - 1) // LIST_BLOCK))
         if packed.values.dtype != dtype:
