@@ -58,7 +58,7 @@ class Run:
         self.record: dict[str, Any] = {
             "command": " ".join(["python", "bench/gpu.py", *map(place.plain, sys.argv[1:])]),
             "date": datetime.date.today().isoformat(),
-            "commit": _commit(),
+            "commit": options.commit or _commit(),
             "dry_run": dry,
             "whole": not _partial(options),
             "device": {},
@@ -228,6 +228,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--skip-tests", action="store_true", help="no self-test, tests or compute-sanitizer")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu is a dry run")
     parser.add_argument("--cases", type=Path, help="a Python file with ROWS of its own, which are measured too")
+    parser.add_argument("--commit", help="what to put on record as the commit, where there is no git repository")
     parser.add_argument("--logs", type=Path, help="folder for the whole logs of all steps")
     options = parser.parse_args()
     options.budget = 0.02 if options.device == "cpu" else 0.2 if options.quick else 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import time
@@ -13,9 +14,10 @@ from gpu_phases import BENCH, ROOT, Place
 from gpu_process import Child, run
 
 QUIET_TEST = 90  # seconds without a line on record, after which a test counts as hung
+SHARED_BY = min(12, (os.cpu_count() or 1) * 3 // 4)  # processes on one device, each with a context of its own
 
 
-def tests(place: Place, folder: Path, seconds: float, marked: str = "cuda") -> dict[str, Any]:
+def tests(place: Place, folder: Path, seconds: float, marked: str = "cuda", workers: int = SHARED_BY) -> dict[str, Any]:
     """Runs the tests with a mark on a copy of their folder, next to which no package lies."""
     deadline = time.monotonic() + seconds
     probe = run([sys.executable, "-c", "import pytest"], min(60, seconds), place.log("tests"), place.env, place.folder)
@@ -29,7 +31,7 @@ def tests(place: Place, folder: Path, seconds: float, marked: str = "cuda") -> d
     shutil.copy(BENCH / "gpu_test_record.py", plugin)
     env = {**place.finding(plugin), "GPU_TEST_RECORD": str(record)}
     command = [sys.executable, "-m", "pytest", "-m", marked, "-p", "gpu_test_record", "-p", "no:cacheprovider"]
-    command += ["--tb=short", "--continue-on-collection-errors", "tests"]
+    command += ["--tb=short", "--continue-on-collection-errors", *_in_parallel(place, workers), "tests"]
     sessions, why = 0, ""
     while sessions < 20:
         sessions += 1
@@ -47,6 +49,12 @@ def tests(place: Place, folder: Path, seconds: float, marked: str = "cuda") -> d
             why = f"pytest ended with {ended} before any test"
             break
     return {**_counted(record, place, sessions, why), "sessions": sessions}
+
+
+def _in_parallel(place: Place, workers: int) -> list[str]:
+    """Most of a test's time is the host's, compiling Triton's kernels above all: xdist shares it out, where it is."""
+    probe = run([sys.executable, "-c", "import xdist"], 60, place.log("tests"), place.env, place.folder)
+    return ["-n", str(workers), "--dist", "worksteal"] if workers > 1 and probe.status == 0 else []
 
 
 def _session(child: Child, record: Path, deadline: float) -> int | str:
