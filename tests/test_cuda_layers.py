@@ -38,7 +38,7 @@ def step(layer, x, dy):
     layer.zero_grad(set_to_none=True)
     y = layer(x)
     y.backward(dy)
-    return y.detach(), x.grad, layer.weight.grad
+    return y.detach(), x.grad, layer.weight.grad.clone()  # a copy: layer.cuda() moves the gradient itself
 
 
 @LAYERS
@@ -175,7 +175,7 @@ def test_gates_and_real_valued_masks():
     for op in (maskfuse.gated_linear, maskfuse.masked_linear):
         gradients = []
         for device in ("cpu", "cuda"):
-            operands = [t.to(device).requires_grad_() for t in (x, w, s)]
+            operands = [t.clone().to(device).requires_grad_() for t in (x, w, s)]
             op(*operands).sin().sum().backward()
             gradients.append([t.grad.cpu() for t in operands])
         for a, b in zip(*gradients, strict=True):
@@ -207,7 +207,7 @@ def test_channels_that_a_kernel_reads_in_place(masked, dtype):
         layer.zero_grad(set_to_none=True)
         y = layer(x, channels)
         y.sin().sum().backward()
-        return y.detach(), x.grad, layer.weight.grad
+        return y.detach(), x.grad, layer.weight.grad.clone()
 
     want = step(x, channels)
     layer.cuda()

@@ -14,6 +14,12 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 HALF = (torch.bfloat16, torch.float16)
 
 
+def dtypes(ops: Any) -> tuple[torch.dtype, ...]:
+    """Those that the kernels are checked in: all, or where each is compiled first, which takes seconds, one of each
+    kind."""
+    return (torch.float32, torch.bfloat16) if ops.name.endswith("triton") else DTYPES
+
+
 class Mismatch(AssertionError):
     """A kernel's result is not the reference's."""
 

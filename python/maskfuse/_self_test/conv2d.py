@@ -10,13 +10,13 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 
 from .. import reference
 from .compare import (
-    DTYPES,
     HALF,
     RIGHT_PERIOD,
     Operands,
     Sums,
     close,
     close_periodic,
+    dtypes,
     has_kernel,
     packed,
     plans,
@@ -88,7 +88,7 @@ def _sums(conv: Conv, x: Tensor, w: Tensor, b: Tensor, dy: Tensor, dense: Tensor
 def masked_conv2d(ops: Any, device: torch.device) -> None:
     """Binary masks. Masked weights are NaN, which must not be read into any sum."""
     o = Operands(device)
-    for dtype in DTYPES:
+    for dtype in dtypes(ops):
         for conv in _CONVS:
             _passes(ops, o, conv, dtype)
         if dtype in HALF and has_kernel(ops, "mask_lists", device):
@@ -190,7 +190,7 @@ def gathered_conv2d(ops: Any, device: torch.device) -> None:
         for dtype in (torch.float32, torch.float64):
             _gathered(ops, o, _CONVS[0], dtype, o.flags(_CONVS[0].batch, _CONVS[0].inp))
         return
-    for dtype in DTYPES:
+    for dtype in dtypes(ops):
         for conv in _GATHERED_CONVS:
             chosen = o.flags(conv.batch, conv.inp)
             chosen[0, 64:128] = False

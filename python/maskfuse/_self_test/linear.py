@@ -9,7 +9,6 @@ from torch import Tensor
 
 from .. import reference
 from .compare import (
-    DTYPES,
     HALF,
     LEFT_PERIOD,
     RIGHT_PERIOD,
@@ -17,6 +16,7 @@ from .compare import (
     Sums,
     close,
     close_periodic,
+    dtypes,
     has_kernel,
     packed,
     plans,
@@ -66,7 +66,7 @@ def _sums(left: Tensor, right: Tensor, mask: Tensor | None = None, bias: Tensor 
 def masked_linear(ops: Any, device: torch.device) -> None:
     """Binary masks. Masked weights are NaN, which must not be read into any sum."""
     o = Operands(device)
-    for dtype in DTYPES:
+    for dtype in dtypes(ops):
         for m, n, k in _SIZES:
             x, w, b, dense = (
                 o.normal(m, k, dtype=dtype),
@@ -130,7 +130,7 @@ def _large(ops: Any, o: Operands, dtype: torch.dtype, side: int, depth: int) -> 
 def soft_masked_linear(ops: Any, device: torch.device) -> None:
     """Real-valued masks."""
     o = Operands(device)
-    for dtype in DTYPES:
+    for dtype in dtypes(ops):
         for m, n, k in _REAL_SIZES:
             x, w, mask, b = (o.normal(*shape, dtype=dtype) for shape in ((m, k), (n, k), (n, k), (n,)))
             xd, wd, md, bd = o.there(x, w, mask, b)
@@ -152,7 +152,7 @@ def soft_masked_linear(ops: Any, device: torch.device) -> None:
 def gated_linear(ops: Any, device: torch.device) -> None:
     """Gates: masks of sigmoid(scores)."""
     o = Operands(device)
-    for dtype in DTYPES:
+    for dtype in dtypes(ops):
         for m, n, k in _REAL_SIZES:
             x, w, scores, b = (o.normal(*shape, dtype=dtype) for shape in ((m, k), (n, k), (n, k), (n,)))
             xd, wd, sd, bd = o.there(x, w, scores, b)
