@@ -4,10 +4,10 @@
     facts       device, driver, clocks, versions; what a large copy and a large bfloat16 product reach here
     self-test   the package's own, where it has one
     tests       those marked cuda, on that package
-    sanitizer   compute-sanitizer on every op, small: memcheck before the rows, racecheck and initcheck if time is left
+    sanitizer   compute-sanitizer on every op, small, beside the tests: memcheck and racecheck; initcheck behind the rows
     rows        bench/gpu_rows.py: contenders in turn, medians; bench/gpu_timing.py says how time is taken
 
-The record, bench/results/<gpu>.json, is written anew after every step. A part of a run (--only, --quick, --skip-tests)
+The record, bench/results/<gpu>.json, is written anew after every step. A part of a run (--only, --skip-tests)
 is written to build/ instead. The exit status is 1 where a test failed, a result was wrong or a row failed; a missed
 target is no failure. `--device cpu --output FILE` is a dry run of all this at toy sizes: its figures mean nothing.
 """
@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ from gpu_rows import Row, all_rows
 
 RESULTS = ROOT / "bench/results"
 # Shares of the whole time that a step may take; rows have what the others leave.
-INSTALL, FACTS, SELF_TEST, TESTS, MEMCHECK, COMPILED = 0.10, 0.12, 0.08, 0.25, 0.15, 0.20
+INSTALL, FACTS, SELF_TEST, TESTS, COMPILED = 0.10, 0.12, 0.08, 0.55, 0.20
 WRITING = 5  # seconds kept for the end
 
 
@@ -143,12 +144,11 @@ class Run:
         if self.options.skip_tests:
             self.record["tests"] = {"status": "not run: not asked for"}
             return
-        with self.step("tests"):
-            found = gpu_tests.tests(self.place, ROOT / "tests", self.share(TESTS))
-            self.problem(*found.pop("problems"))
-            self.record["tests"] = found
-            if self.options.device == "cuda" and found.get("passed") == 0:
-                self.problem("no test passed on this device: see what is skipped, and why")
+        found = gpu_tests.tests(self.place, ROOT / "tests", self.share(TESTS))
+        self.problem(*found.pop("problems"))
+        self.record["tests"] = found
+        if self.options.device == "cuda" and found.get("passed") == 0:
+            self.problem("no test passed on this device: see what is skipped, and why")
 
     def sanitizer(self, tools: tuple[str, ...], most: float) -> None:
         if self.options.skip_tests or self.options.device == "cpu":
@@ -156,11 +156,17 @@ class Run:
             return
         binary = gpu_sanitizer.find_sanitizer()
         for tool in tools:
-            with self.step(tool):
-                found = gpu_sanitizer.sanitizer(self.place, binary, tool, self.share(most))
-                self.problem(*found.pop("problems"))
-                runs = [*self.record["sanitizer"].get("runs", []), {"tool": tool, **found}]
-                self.record["sanitizer"] = {"status": "run" if binary else found["status"], "runs": runs}
+            found = gpu_sanitizer.sanitizer(self.place, binary, tool, self.share(most))
+            self.problem(*found.pop("problems"))
+            runs = [*self.record["sanitizer"].get("runs", []), {"tool": tool, **found}]
+            self.record["sanitizer"] = {"status": "run" if binary else found["status"], "runs": runs}
+
+    def checks(self) -> None:
+        """Tests, and beside them what is far slower than they: neither takes time."""
+        with self.step("tests and sanitizer"), ThreadPoolExecutor() as pool:
+            tools = pool.submit(self.sanitizer, gpu_sanitizer.TOOLS[:2], TESTS)
+            self.tests()
+            tools.result()
 
     def measure(self) -> None:
         wanted = self.options.only.split(",") if self.options.only else None
@@ -188,10 +194,10 @@ class Run:
             print("gpu: torch sees no GPU here; `--device cpu --output FILE` is a dry run without one", file=sys.stderr)
             return 2
         self.self_test()
-        self.tests()
-        self.sanitizer(gpu_sanitizer.TOOLS[:1], MEMCHECK)
+        self.checks()
         self.measure()
-        self.sanitizer(gpu_sanitizer.TOOLS[1:], 1.0)
+        with self.step("initcheck"):
+            self.sanitizer(gpu_sanitizer.TOOLS[2:], 1.0)
         return self.finish()
 
     def finish(self) -> int:
@@ -214,7 +220,7 @@ def _commit() -> str:
 
 
 def _partial(options: argparse.Namespace) -> bool:
-    return bool(options.only or options.quick or options.skip_tests or options.cases or options.device == "cpu")
+    return bool(options.only or options.skip_tests or options.cases or options.device == "cpu")
 
 
 def arguments() -> argparse.Namespace:

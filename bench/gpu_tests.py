@@ -14,7 +14,7 @@ from gpu_phases import BENCH, ROOT, Place
 from gpu_process import Child, run
 
 QUIET_TEST = 90  # seconds without a line on record, after which a test counts as hung
-SHARED_BY = min(12, (os.cpu_count() or 1) * 3 // 4)  # processes on one device, each with a context of its own
+SHARED_BY = min(15, (os.cpu_count() or 1) - 1)  # processes on one device, each with a context of its own
 
 
 def tests(place: Place, folder: Path, seconds: float, marked: str = "cuda", workers: int = SHARED_BY) -> dict[str, Any]:

@@ -65,12 +65,36 @@ def seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def own_kernels(request):
+    """A test that is given a machine is about its kernels: none of their products is left to torch's library, or with
+    `library` "always" all of them."""
+    given = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    machine, library = given.get("machine"), given.get("library", "never")
+    if machine is None or machine.name not in ("simt", "cuda"):
+        if library == "always":
+            pytest.skip("leaves nothing to torch's library")
+        yield
+        return
+    before = machine.ops.use_masked_library(library)
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        yield
+    machine.ops.use_masked_library(before)
+
+
 def assert_sums_close(got, want, magnitude, dtype: torch.dtype, terms: int, products_rounded: bool = False) -> None:
     """Compares sums of `terms` products with exact ones, each within its own bound: `sum_bound`."""
     bound = sum_bound(want, magnitude, dtype, terms, products_rounded)
     error = (got.double() - want).abs()
     worst = (error / bound).max().item() if error.numel() else 0.0
     assert worst <= 1.0, f"an error is {worst:.3g} times its bound: {dtype}, {terms} terms, shape {list(got.shape)}"
+
+
+def assert_norm_close(got, want, magnitude, dtype: torch.dtype, *_) -> None:
+    """Compares with exact sums in norm: what a library's algorithms round is theirs to choose."""
+    unit = torch.finfo(dtype).eps
+    error, norm = (got.double() - want).norm().item(), magnitude.norm().item()
+    assert error <= (4 * unit if unit > 1e-4 else 1000 * unit) * norm, f"error {error:.3g} in norm, of {norm:.3g}"
 
 
 def pytest_report_header():

@@ -3,14 +3,14 @@ Triton ones on a GPU, or where there is none in Triton's interpreter."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import HAS_TRITON
+from conftest import HAS_TRITON, assert_norm_close, assert_sums_close
 
 _BUILT = Path(__file__).resolve().parent.parent / "build/simt"
 
@@ -68,6 +68,14 @@ each_machine = _each(*MACHINES)
 
 each_cuda_machine = _each("simt", "cuda")
 """Where the test is about the CUDA kernels: which is chosen, and how they word what is wrong."""
+
+with_library = pytest.mark.parametrize("library", ["never", "always"])
+"""Runs a test by the kernels of `machine`, and by torch's library between the passes that mask a weight."""
+
+
+def comparison(machine: SimpleNamespace, library: str) -> Callable[..., None]:
+    """How results are compared with exact sums: the libraries of GPUs choose among algorithms that round more."""
+    return assert_norm_close if library == "always" and machine.name == "cuda" else assert_sums_close
 
 
 def poisoned(machine: SimpleNamespace) -> None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from conftest import DTYPES, assert_sums_close, one_of
-from device_ops import each_cuda_machine, each_machine, poisoned
+from device_ops import comparison, each_cuda_machine, each_machine, poisoned, with_library
 from maskfuse import Mask
 from maskfuse.ops.masked_conv2d import image_like
 from torch.nn import functional as F
@@ -79,11 +79,13 @@ def positive_zeros(t):
     return torch.equal(t, torch.zeros_like(t)) and not t.signbit().any()
 
 
+@with_library
 @each_machine
 @pytest.mark.parametrize("memory_format", FORMATS, ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("conv", CONVS, ids=str)
-def test_against_exact_sums(request, machine, conv, dtype, memory_format):
+def test_against_exact_sums(request, machine, library, conv, dtype, memory_format):
+    close = comparison(machine, library)
     """What is not chosen is NaN or infinite; results are written into memory full of NaNs."""
     if machine.name == "triton" and (conv.inp > 100 or conv.kernel[0] * conv.kernel[1] > 9):
         pytest.skip("large for the interpreter")
@@ -108,14 +110,14 @@ def test_against_exact_sums(request, machine, conv, dtype, memory_format):
 
         poisoned(machine)
         y = ops.gathered_conv2d(xd, wd, bits, bd, *conv.geometry)
-        assert_sums_close(y.cpu(), want[0] + bias, magnitude[0] + bias.abs(), dtype, taps * conv.inp + 1)
+        close(y.cpu(), want[0] + bias, magnitude[0] + bias.abs(), dtype, taps * conv.inp + 1)
         assert y.stride() == image_like(xd, y.shape).stride()
         dx = ops.gathered_conv2d_input_grad(dyd, wd, bits, list(conv.size), *conv.geometry)
-        assert_sums_close(dx.cpu(), want[1] * flags, magnitude[1] * flags, dtype, taps * conv.out)
+        close(dx.cpu(), want[1] * flags, magnitude[1] * flags, dtype, taps * conv.out)
         assert positive_zeros(dx.cpu()[~flags])
         assert dx.stride() == image_like(dyd, dx.shape).stride()
         dw = ops.gathered_conv2d_weight_grad(dyd, xd, bits, list(conv.kernel), *conv.geometry)
-        assert_sums_close(dw.cpu(), want[2], magnitude[2], dtype, dy[0, 0].numel() * conv.batch)
+        close(dw.cpu(), want[2], magnitude[2], dtype, dy[0, 0].numel() * conv.batch)
         assert positive_zeros(dw.cpu()[:, ~channels.any(0)])
         assert dw.is_contiguous()
         if kind != "own":
@@ -188,9 +190,11 @@ def test_blocks_that_nothing_chooses_are_not_read(machine, rows):
     assert positive_zeros(dw.cpu())
 
 
+@with_library
 @each_machine
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_strided_operands(machine, dtype):
+def test_strided_operands(machine, library, dtype):
+    close = comparison(machine, library)
     conv = Conv(3, 10, 12, (6, 7), (3, 3), padding=(1, 1))
     channels = torch.rand(3, 10) < 0.5
     x, w = torch.randn(3, 10, 6, 7).to(dtype), torch.randn(12, 10, 3, 3).to(dtype)
@@ -204,12 +208,12 @@ def test_strided_operands(machine, dtype):
         y = machine.ops.gathered_conv2d(
             spread[:, ::2, :, 1::2], weight.to(machine.device), bits[:, :1], None, *conv.geometry
         )
-        assert_sums_close(y.cpu(), want, magnitude, dtype, 91)
+        close(y.cpu(), want, magnitude, dtype, 91)
     # One row for all images, and one that is repeated without being there.
     one = F.conv2d(torch.where(channels[:1, :, None, None], x, 0).double(), w.double(), padding=1)
     for row in (bits[:1, :1], bits[:1, :1].expand(3, 1)):
         y = machine.ops.gathered_conv2d(x.to(machine.device), w.to(machine.device), row, None, *conv.geometry)
-        assert_sums_close(y.cpu(), one, one.abs() + 10, dtype, 91)
+        close(y.cpu(), one, one.abs() + 10, dtype, 91)
 
 
 @each_machine

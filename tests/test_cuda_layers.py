@@ -179,7 +179,7 @@ def test_gates_and_real_valued_masks():
             op(*operands).sin().sum().backward()
             gradients.append([t.grad.cpu() for t in operands])
         for a, b in zip(*gradients, strict=True):
-            torch.testing.assert_close(a, b)
+            torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)  # the sine multiplies errors
 
 
 def test_channels_of_samples():

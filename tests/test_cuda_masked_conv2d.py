@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from conftest import DTYPES, assert_sums_close, one_of
-from device_ops import capability, each_cuda_machine, each_machine, multiprocessors, poisoned
+from device_ops import capability, comparison, each_cuda_machine, each_machine, multiprocessors, poisoned, with_library
 from maskfuse import Mask
 from maskfuse.ops.masked_conv2d import image_like
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -59,11 +59,14 @@ def exact(conv, x, w, dy):
     )
 
 
+@with_library
 @each_cuda_machine
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("conv", CONVS, ids=str)
-def test_against_exact_sums(machine, conv, dtype, memory_format):
+def test_against_exact_sums(machine, library, conv, dtype, memory_format):
+    close = comparison(machine, library)
+
     def make(*shape):
         return torch.randn(shape).to(dtype)
 
@@ -88,19 +91,21 @@ def test_against_exact_sums(machine, conv, dtype, memory_format):
         poisoned(machine)
         y = ops.masked_conv2d(xd, wd, bits, plan, bd, *conv.geometry)
         assert y.is_contiguous(memory_format=memory_format)
-        assert_sums_close(y.cpu(), want[0] + bias, magnitude[0] + bias.abs(), dtype, terms + 1)
+        close(y.cpu(), want[0] + bias, magnitude[0] + bias.abs(), dtype, terms + 1)
         dx = ops.masked_conv2d_input_grad(dyd, wd, bits, plan, size, *conv.geometry)
         assert dx.is_contiguous(memory_format=memory_format)
-        assert_sums_close(dx.cpu(), want[1], magnitude[1], dtype, terms)
+        close(dx.cpu(), want[1], magnitude[1], dtype, terms)
         dw = ops.masked_conv2d_weight_grad(dyd, xd, bits, plan, kernel, *conv.geometry)
-        assert_sums_close(dw.cpu(), want[2] * dense, magnitude[2] * dense, dtype, dy[0, 0].numel() * conv.batch)
+        close(dw.cpu(), want[2] * dense, magnitude[2] * dense, dtype, dy[0, 0].numel() * conv.batch)
         masked = dw.cpu()[~dense]
         assert torch.equal(masked, torch.zeros_like(masked)) and not masked.signbit().any()
 
 
+@with_library
 @each_machine
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_strided_images_and_channels_last_weights(machine, dtype):
+def test_strided_images_and_channels_last_weights(machine, library, dtype):
+    close = comparison(machine, library)
     conv = Conv(3, 10, 12, (6, 7), (3, 3), padding=(1, 1))
     x = torch.randn(3, 20, 6, 14).to(dtype)[:, ::2, :, 1::2]
     w = torch.randn(12, 10, 3, 3).to(dtype)
@@ -114,7 +119,7 @@ def test_strided_images_and_channels_last_weights(machine, dtype):
     bits = mask.bits.to(machine.device)
     for weight in (w, w.contiguous(memory_format=torch.channels_last)):
         y = machine.ops.masked_conv2d(strided, weight.to(machine.device), bits, [], None, *conv.geometry)
-        assert_sums_close(y.cpu(), want, magnitude, dtype, 91)
+        close(y.cpu(), want, magnitude, dtype, 91)
 
 
 @each_machine
@@ -186,7 +191,9 @@ def test_channel_masks_skip_blocks(machine):
 def test_choice_of_kernel(machine):
     def choice(direction, images, kernel, out, dtype, groups=1, stride=1, pad=1, capability=80):
         geometry = ([stride, stride], [pad, pad], [1, 1], groups)
-        return machine.ops.masked_conv2d_choice(direction, images, kernel, out, *geometry, dtype, 132, capability)
+        return machine.ops.masked_conv2d_choice(
+            direction, images, kernel, out, *geometry, dtype, False, 132, capability
+        )
 
     assert choice("forward", [32, 256, 56, 56], [3, 3], 256, torch.bfloat16) == "product 128x128"
     assert choice("weight_grad", [32, 64, 14, 14], [3, 3], 64, torch.float16) == "product 64x64 in 24 parts"
@@ -200,6 +207,11 @@ def test_choice_of_kernel(machine):
         assert choice("forward", images, [1, 1], 512, half, **other) == "product 128x128"
     with pytest.raises(RuntimeError, match="direction must be forward, input_grad or weight_grad, got back"):
         choice("back", [1, 1, 3, 3], [3, 3], 1, torch.float32)
+    machine.ops.use_masked_library("faster")
+    for direction in ("forward", "input_grad", "weight_grad"):
+        assert choice(direction, [32, 256, 56, 56], [3, 3], 256, torch.bfloat16) == "library"
+        assert choice(direction, images, [1, 1], 512, half, pad=0) == "linear: library"
+        assert choice(direction, [1, 16, 7, 7], [3, 3], 16, torch.bfloat16).startswith("product")
 
 
 @each_machine
@@ -248,8 +260,9 @@ def test_single_pixels_on_hopper(machine, direction):
     geometry = ([1, 1], [0, 0], [1, 1], 1)
     with capability(machine, 90):
         chosen = machine.ops.masked_conv2d_choice(
-            direction, [batch, inp, side, side], [1, 1], out, *geometry, torch.bfloat16, multiprocessors(machine), 90
-        )
+            direction, [batch, inp, side, side], [1, 1], out, *geometry, torch.bfloat16, False,
+            multiprocessors(machine), 90,
+        )  # fmt: skip
         assert chosen.startswith("linear: product_sm90")
         x, w = torch.randn(batch, inp, side, side).bfloat16(), torch.randn(out, inp, 1, 1).bfloat16()
         dy, b = torch.randn(batch, out, side, side).bfloat16(), torch.randn(out).bfloat16()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from conftest import DTYPES, assert_sums_close, one_of
-from device_ops import each_cuda_machine, each_machine, poisoned
+from device_ops import comparison, each_cuda_machine, each_machine, poisoned, with_library
 from maskfuse import Mask
 from maskfuse.info import _gpu_kernel
 
@@ -32,21 +34,23 @@ def spread(machine, t):
     return view.copy_(t)
 
 
-def check(got, left, right, dtype, factor=None, bias=None, rounded=False):
+def check(got, left, right, dtype, factor=None, bias=None, rounded=False, close=assert_sums_close):
     """`got` against left @ right.T in float64, times `factor`, plus `bias`."""
     want, magnitude = left.double() @ right.double().T, left.double().abs() @ right.double().abs().T
     if factor is not None:
         want, magnitude = want * factor.double(), magnitude * factor.double().abs()
     if bias is not None:
         want, magnitude = want + bias.double(), magnitude + bias.double().abs()
-    assert_sums_close(got.cpu(), want, magnitude, dtype, left.shape[1] + 1, rounded)
+    close(got.cpu(), want, magnitude, dtype, left.shape[1] + 1, rounded)
 
 
+@with_library
 @each_cuda_machine
 @pytest.mark.parametrize("density", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_binary_mask(machine, shape, dtype, density):
+def test_binary_mask(machine, library, shape, dtype, density):
+    compare = partial(check, close=comparison(machine, library))
     x, w, dy, b = operands(shape, dtype)
     mask = Mask.random((shape[2], shape[1]), density)
     dense = mask.dense()
@@ -57,19 +61,21 @@ def test_binary_mask(machine, shape, dtype, density):
     xd, wd, dyd, bd = on(machine, x, w, dy, b)
     for plan in plans:
         poisoned(machine)
-        check(machine.ops.masked_linear(xd, wd, bits, plan, bd), x, effective, dtype, bias=b)
-        check(machine.ops.masked_linear_input_grad(dyd, wd, bits, plan), dy, effective.T, dtype)
+        compare(machine.ops.masked_linear(xd, wd, bits, plan, bd), x, effective, dtype, bias=b)
+        compare(machine.ops.masked_linear_input_grad(dyd, wd, bits, plan), dy, effective.T, dtype)
     dw = machine.ops.masked_linear_weight_grad(dyd, xd, bits, [])
-    check(dw, dy.T, x.T, dtype, factor=dense)
+    compare(dw, dy.T, x.T, dtype, factor=dense)
     masked = dw.cpu()[~dense]
     assert torch.equal(masked, torch.zeros_like(masked)) and not masked.signbit().any()
 
 
+@with_library
 @each_cuda_machine
 @pytest.mark.parametrize("gate", [False, True], ids=["factor", "gate"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES[1:5], ids=str)
-def test_real_valued_mask(machine, shape, dtype, gate):
+def test_real_valued_mask(machine, library, shape, dtype, gate):
+    compare = partial(check, close=comparison(machine, library))
     x, w, dy, b = operands(shape, dtype)
     soft = torch.randn(shape[2], shape[1]).to(dtype)
     factor = torch.sigmoid(soft.double()) if gate else soft.double()
@@ -78,35 +84,37 @@ def test_real_valued_mask(machine, shape, dtype, gate):
     effective = w.double() * factor
     poisoned(machine)
     if gate:
-        check(ops.gated_linear(xd, wd, sd, bd), x, effective, dtype, bias=b, rounded=True)
-        check(ops.gated_linear_input_grad(dyd, wd, sd), dy, effective.T, dtype, rounded=True)
+        compare(ops.gated_linear(xd, wd, sd, bd), x, effective, dtype, bias=b, rounded=True)
+        compare(ops.gated_linear_input_grad(dyd, wd, sd), dy, effective.T, dtype, rounded=True)
         dw, ds = ops.gated_linear_weight_grad(dyd, xd, wd, sd)
-        check(dw, dy.T, x.T, dtype, factor=factor, rounded=True)
+        compare(dw, dy.T, x.T, dtype, factor=factor, rounded=True)
         slope = w.double() * factor * torch.sigmoid(-soft.double())  # 1 - factor would cancel
-        check(ds, dy.T, x.T, dtype, factor=slope, rounded=True)
+        compare(ds, dy.T, x.T, dtype, factor=slope, rounded=True)
     else:
-        check(ops.soft_masked_linear(xd, wd, sd, bd), x, effective, dtype, bias=b, rounded=True)
-        check(ops.soft_masked_linear_input_grad(dyd, wd, sd), dy, effective.T, dtype, rounded=True)
-        check(ops.soft_masked_linear_weight_grad(dyd, xd, sd), dy.T, x.T, dtype, factor=factor, rounded=True)
+        compare(ops.soft_masked_linear(xd, wd, sd, bd), x, effective, dtype, bias=b, rounded=True)
+        compare(ops.soft_masked_linear_input_grad(dyd, wd, sd), dy, effective.T, dtype, rounded=True)
+        compare(ops.soft_masked_linear_weight_grad(dyd, xd, sd), dy.T, x.T, dtype, factor=factor, rounded=True)
 
 
+@with_library
 @each_machine
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_unaligned_and_strided_operands(machine, dtype):
+def test_unaligned_and_strided_operands(machine, library, dtype):
+    compare = partial(check, close=comparison(machine, library))
     shape = (21, 75, 34)
     x, w, dy, b = operands(shape, dtype, unaligned=True)
     mask = Mask.random((shape[2], shape[1]), 0.4)
     effective = torch.where(mask.dense(), w, torch.zeros((), dtype=dtype))
     bits = mask.bits.to(machine.device)
     xd, wd, dyd, bd = on(machine, x, w, dy, b)
-    check(machine.ops.masked_linear(xd, wd, bits, [], bd), x, effective, dtype, bias=b)
-    check(machine.ops.masked_linear_input_grad(dyd, wd, bits, []), dy, effective.T, dtype)
-    check(machine.ops.masked_linear_weight_grad(dyd, xd, bits, []), dy.T, x.T, dtype, factor=mask.dense())
+    compare(machine.ops.masked_linear(xd, wd, bits, [], bd), x, effective, dtype, bias=b)
+    compare(machine.ops.masked_linear_input_grad(dyd, wd, bits, []), dy, effective.T, dtype)
+    compare(machine.ops.masked_linear_weight_grad(dyd, xd, bits, []), dy.T, x.T, dtype, factor=mask.dense())
     # Columns that are not contiguous, leading dimensions, a broadcast row, a bias with a stride.
     xt = x.T.contiguous().to(machine.device).T
-    check(machine.ops.masked_linear(xt.reshape(3, 7, 75), wd, bits, [], None).reshape(21, 34), x, effective, dtype)
+    compare(machine.ops.masked_linear(xt.reshape(3, 7, 75), wd, bits, [], None).reshape(21, 34), x, effective, dtype)
     row = xd[:1].expand(4, 75)
-    check(machine.ops.masked_linear(row, wd, bits, [], bd.repeat_interleave(2)[::2]), x[:1].expand(4, 75), effective,
+    compare(machine.ops.masked_linear(row, wd, bits, [], bd.repeat_interleave(2)[::2]), x[:1].expand(4, 75), effective,
           dtype, bias=b)  # fmt: skip
 
 
@@ -235,8 +243,8 @@ def test_packed_weight_of_another_shape(machine, used):
 
 @each_cuda_machine
 def test_choice_of_kernel(machine):
-    def choice(direction, batch, out, inp, dtype, channels=False, capability=80):
-        return machine.ops.masked_linear_choice(direction, batch, out, inp, dtype, channels, 132, capability)
+    def choice(direction, batch, out, inp, dtype, channels=False, capability=80, lists=False):
+        return machine.ops.masked_linear_choice(direction, batch, out, inp, dtype, channels, lists, 132, capability)
 
     half = torch.bfloat16
     assert choice("forward", 8192, 4096, 4096, half) == "product 128x128"
@@ -257,9 +265,20 @@ def test_choice_of_kernel(machine):
     with pytest.raises(RuntimeError, match="direction must be forward, input_grad or weight_grad, got back"):
         choice("back", 1, 1, 1, half)
     with pytest.raises(RuntimeError, match="multiprocessors must be positive and sizes must not be negative"):
-        machine.ops.masked_linear_choice("forward", 8, 8, 8, half, False, 0, 90)
+        machine.ops.masked_linear_choice("forward", 8, 8, 8, half, False, False, 0, 90)
     with pytest.raises(RuntimeError, match="sizes must not be negative"):
         choice("forward", -1, 8, 8, half)
+    # The library, where a pass over the weight costs little beside the product, and no blocks are left out.
+    machine.ops.use_masked_library("faster")
+    for direction in ("forward", "input_grad", "weight_grad"):
+        assert choice(direction, 8192, 4096, 4096, half, capability=90) == "library"
+        assert choice(direction, 8192, 4096, 4096, torch.float32, capability=90) == "library"
+        assert choice(direction, 8192, 4096, 4096, torch.float32, capability=90, lists=True) == "library"
+        assert choice(direction, 8192, 4096, 4096, half, capability=90, lists=True) == "product_sm90 256x128"
+        assert choice(direction, 63, 4096, 4096, half) != "library"
+        assert choice(direction, 256, 256, 256, half) != "library"
+    with pytest.raises(RuntimeError, match="when must be never, faster or always, got now"):
+        machine.ops.use_masked_library("now")
 
 
 @each_cuda_machine

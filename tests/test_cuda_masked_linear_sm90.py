@@ -29,7 +29,7 @@ def hopper(machine):
 def chosen(machine, shape, dtype):
     batch, inp, out = shape
     of = multiprocessors(machine)
-    return [machine.ops.masked_linear_choice(p, batch, out, inp, dtype, False, of, 90) for p in PASSES]
+    return [machine.ops.masked_linear_choice(p, batch, out, inp, dtype, False, False, of, 90) for p in PASSES]
 
 
 def all_passes(machine, tensors, bits, plan):

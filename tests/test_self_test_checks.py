@@ -95,17 +95,25 @@ def must_fail(check, wrong):
     return str(error)
 
 
-CALLS = [(check.name, call) for check in CHECKS.values() for call in check.calls]
+ON_CPU = [name for name, check in CHECKS.items() if check.applies(torch.ops.maskfuse, CPU)]
+CALLS = [(name, call) for name in ON_CPU for call in CHECKS[name].calls]
 ON_SIMT = [
-    (check, call) for check, call in CALLS if MACHINES["simt"] is not None and CHECKS[check].applies(simt(), CPU)
+    (name, call)
+    for name, check in CHECKS.items()
+    if MACHINES["simt"] is not None and check.applies(simt(), CPU)
+    for call in check.calls
+    if call != "use_masked_library"
 ]
 FLOATING = [(check, call) for check, call in CALLS if check != "mask"]
 PRODUCTS = [(check, call) for check, call in FLOATING if not check.startswith("channel")]
 
 
-@pytest.mark.parametrize("check", CHECKS)
+def test_checks_of_the_cpu():
+    assert ON_CPU == [name for name in CHECKS if name != "masked_copy"]
+
+
+@pytest.mark.parametrize("check", ON_CPU)
 def test_right_kernels_pass(check):
-    assert CHECKS[check].applies(torch.ops.maskfuse, CPU)
     assert checks.failure(CHECKS[check], torch.ops.maskfuse, CPU) is None
 
 
@@ -160,6 +168,13 @@ def test_one_wrong_element_is_found_on_the_stand_in(check, call, spoil):
 
 
 @needs_simt
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("call", [*CHECKS["masked_linear"].calls, "gated_linear_weight_grad"])
+def test_passes_around_the_library_are_compared_on_the_stand_in(call, dtype):
+    must_fail("masked_copy", Wrong(simt(), call, drops, when=of_dtype(dtype)))
+
+
+@needs_simt
 @pytest.mark.parametrize("dtype", compare.HALF, ids=str)
 @pytest.mark.parametrize("call", CHECKS["gathered_conv2d"].calls)
 def test_half_types_of_chosen_channels_are_compared_on_the_stand_in(call, dtype):
@@ -167,7 +182,9 @@ def test_half_types_of_chosen_channels_are_compared_on_the_stand_in(call, dtype)
 
 
 @needs_simt
-@pytest.mark.parametrize(("check", "call"), [c for c in ON_SIMT if c[0].startswith(("masked", "gathered"))])
+@pytest.mark.parametrize(
+    ("check", "call"), [c for c in ON_SIMT if c[0].startswith(("masked", "gathered")) and c[0] != "masked_copy"]
+)
 def test_large_tiles_are_compared(check, call):
     error = must_fail(check, Wrong(simt(), call, drops, when=lambda result, args: result.numel() > 100_000))
     assert "of large tiles" in error
@@ -196,7 +213,9 @@ def test_convolutions_own_kernels_are_run(direction):
                 if direction == "weight_grad":
                     size, kernel, out = list(other.shape), rest[2], given.shape[1]
                 geometry = args[5:] if direction == "forward" else args[5:9]
-                chosen.add(simt().masked_conv2d_choice(direction, size, kernel, out, *geometry, given.dtype, 6, 80))
+                chosen.add(
+                    simt().masked_conv2d_choice(direction, size, kernel, out, *geometry, given.dtype, False, 6, 80)
+                )
                 return result
 
             return call if name == f"masked_conv2d{suffix}" else op

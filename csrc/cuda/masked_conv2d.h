@@ -29,6 +29,7 @@ enum class ConvKernel {
   element,  // float32 and float64: register tiles of single elements (element_product.h)
   product,  // half types: tensor cores (product.h)
   linear,   // kernels of one pixel that meet every pixel: a product of matrices, by masked_linear's kernels
+  library,  // torch's convolution of a masked copy: the caller runs it
 };
 const char* kernel_name(ConvKernel kernel);
 
@@ -45,6 +46,9 @@ const char* refused(const ConvShape& shape);
 
 // The kernel and how it is cut, from sizes, type and alignment alone.
 ConvChoice choose(const MaskedConv& problem, const Device& device);
+
+// A convolution that is a product of matrices as that product.
+MaskedGemm matrix_product(const MaskedConv& problem);
 
 // The same of implicit products alone.
 ConvChoice choose_implicit(const MaskedConv& problem, int multiprocessors);

@@ -15,10 +15,14 @@ struct MaskedGemm : maskfuse::MaskedGemm {
   bool channels;             // whoever runs the problem knows which whole rows and columns of the weight are active
 };
 
-// What choices depend on: multiprocessors, the shared memory that a block may ask for, and the compute capability, ten
-// times.
+// When a whole product is left to torch's library, between passes that apply the mask.
+enum class Library { never, faster, always };
+
+// What choices depend on: multiprocessors, the shared memory that a block may ask for, the compute capability, ten
+// times, and whether there is a library.
 struct Device : DecodeDevice {
   int capability;
+  Library library = Library::never;
 };
 
 enum class LinearKernel {
@@ -27,7 +31,7 @@ enum class LinearKernel {
   product,       // half types: tensor cores (product.h)
   product_sm90,  // half types under bits on Hopper (product_sm90.h)
   decode,        // forward of few rows with a packed weight: masked_linear_decode.h
-  library,       // torch's product of the active rows and columns: the caller runs it
+  library,       // torch's product, of the active rows and columns or of a masked copy: the caller runs it
 };
 const char* kernel_name(LinearKernel kernel);
 
@@ -39,6 +43,9 @@ struct LinearChoice {
   DecodePlan decode;
   int blocks = 0;  // product_sm90: that share the tiles
 };
+
+// Whether a product of so many multiplications is left to the library.
+bool library_is_faster(Library library, double multiplications);
 
 // The kernel and how it is cut, from sizes and type alone, and of a packed weight its longest slab.
 LinearChoice choose(const MaskedGemm& problem, const Device& device);

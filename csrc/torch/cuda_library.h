@@ -7,7 +7,7 @@
 #include <atomic>
 #include <cstring>
 
-#include "../cpu/masked_linear.h"
+#include "../cuda/masked_linear.h"
 #include "tensor.h"
 
 #ifdef MASKFUSE_SIMT
@@ -109,6 +109,19 @@ inline int capability([[maybe_unused]] const Tensor& t) {
   return 10 * device_attribute<cudaDevAttrComputeCapabilityMajor>(t) +
          device_attribute<cudaDevAttrComputeCapabilityMinor>(t);
 #endif
+}
+
+// When the library is used, for tests that are about the kernels or about it; the stand-in's kernels are what is tested
+// there.
+#ifdef MASKFUSE_SIMT
+inline std::atomic<cuda::Library> library_use{cuda::Library::never};
+#else
+inline std::atomic<cuda::Library> library_use{cuda::Library::faster};
+#endif
+
+// What choices for the tensor's device depend on.
+inline cuda::Device device_of(const Tensor& t) {
+  return {{multiprocessors(t), block_shared(t)}, capability(t), library_use.load(std::memory_order_relaxed)};
 }
 
 // Bytes [at, at + bytes) of a tensor, for the host: waits for the stream.

@@ -5,6 +5,8 @@
 #include "conv_shape.h"
 #include "cuda_choice.h"
 #include "cuda_image.h"
+#include "cuda_masked_conv2d_library.h"
+#include "cuda_masked_linear_library.h"
 
 namespace maskfuse {
 namespace {
@@ -12,6 +14,10 @@ namespace {
 struct Operands {
   Tensor bits, lists, bias;
 };
+
+bool by_library(const cuda::MaskedConv& c, const Tensor& like) {
+  return cuda::choose(c, device_of(like)).kernel == cuda::ConvKernel::library;
+}
 
 void attach_mask(cuda::MaskedConv& c, Operands& keep, const Tensor& bits, const std::vector<Tensor>& plan,
                  const char* op) {
@@ -45,13 +51,16 @@ void attach_mask(cuda::MaskedConv& c, Operands& keep, const Tensor& bits, const 
   const cuda::ListShape shape =
       of_rows ? cuda::lists_of_rows(s.out, s.taps(), in) : cuda::lists_of_channels(s.out, s.taps(), in);
   keep.lists = as_contiguous(plan[of_rows ? 0 : 1]);
+  if (keep.lists.size(0) == 0) return;  // of a mask whose blocks are not worth leaving out
   check_shape(keep.lists, {shape.groups, 1 + shape.blocks}, op, of_rows ? "plan[0]" : "plan[1]");
   c.lists = (const int32_t*)keep.lists.const_data_ptr();
 }
 
 void run(cuda::MaskedConv& c, Tensor& out, const char* op) {
   c.result = out.mutable_data_ptr();
-  const cuda::ConvChoice choice = cuda::choose(c, {{multiprocessors(out), block_shared(out)}, capability(out)});
+  const cuda::ConvChoice choice = cuda::choose(c, device_of(out));
+  if (choice.kernel == cuda::ConvKernel::linear && choice.linear.kernel == cuda::LinearKernel::library)
+    return run_library(cuda::matrix_product(c), out, op);
   Tensor workspace;
   if (choice.workspace_bytes > 0) workspace = torch::stable::new_empty(out, {choice.workspace_bytes}, ScalarType::Byte);
   check_launch(cuda::masked_conv2d(c, choice, choice.workspace_bytes > 0 ? workspace.mutable_data_ptr() : nullptr,
@@ -69,6 +78,7 @@ Tensor masked_conv2d(const Tensor& input, const Tensor& weight, const Tensor& bi
   c.pass = Pass::forward, c.dtype = dtype_of(input, kOp, "input");
   c.shape = forward_shape(kOp, input, weight, bias, {stride, padding, dilation, groups});
   attach_mask(c, keep, bits, plan, kOp);
+  if (by_library(c, input)) return library_forward(c.shape, input, weight, bits, bias, kOp);
   const Tensor x = channels_innermost(input), w = channels_innermost(weight);
   c.input = x.const_data_ptr(), c.weight = w.const_data_ptr();
   if (bias) keep.bias = as_contiguous(*bias), c.bias = keep.bias.const_data_ptr();
@@ -86,6 +96,7 @@ Tensor masked_conv2d_input_grad(const Tensor& grad, const Tensor& weight, const 
   c.pass = Pass::input_grad, c.dtype = dtype_of(grad, kOp, "grad");
   c.shape = input_grad_shape(kOp, grad, weight, input_size, {stride, padding, dilation, groups});
   attach_mask(c, keep, bits, plan, kOp);
+  if (by_library(c, grad)) return library_input_grad(c.shape, grad, weight, bits, kOp);
   const Tensor dy = channels_innermost(grad), w = channels_innermost(weight);
   c.output = dy.const_data_ptr(), c.weight = w.const_data_ptr();
   const ConvShape& s = c.shape;
@@ -102,6 +113,7 @@ Tensor masked_conv2d_weight_grad(const Tensor& grad, const Tensor& input, const 
   c.pass = Pass::weight_grad, c.dtype = dtype_of(grad, kOp, "grad");
   c.shape = weight_grad_shape(kOp, grad, input, kernel_size, {stride, padding, dilation, groups});
   attach_mask(c, keep, bits, plan, kOp);
+  if (by_library(c, grad)) return library_weight_grad(c.shape, grad, input, bits, kOp);
   const Tensor dy = channels_innermost(grad), x = channels_innermost(input);
   c.output = dy.const_data_ptr(), c.input = x.const_data_ptr();
   const int64_t sizes[] = {c.shape.out, c.shape.in / groups, c.shape.kernel_h, c.shape.kernel_w};
@@ -112,8 +124,8 @@ Tensor masked_conv2d_weight_grad(const Tensor& grad, const Tensor& input, const 
 
 // As masked_linear_choice; `input_size` is [batch, in, height, width].
 std::string masked_conv2d_choice(std::string pass, Ints input_size, Ints kernel_size, int64_t out, Ints stride,
-                                 Ints padding, Ints dilation, int64_t groups, ScalarType type, int64_t multiprocessors,
-                                 int64_t capability) {
+                                 Ints padding, Ints dilation, int64_t groups, ScalarType type, bool lists,
+                                 int64_t multiprocessors, int64_t capability) {
   constexpr const char* kOp = "masked_conv2d_choice";
   STD_TORCH_CHECK(input_size.size() == 4 && kernel_size.size() == 2 && multiprocessors > 0, kOp,
                   ": input_size must have 4 numbers and kernel_size 2, and multiprocessors must be positive");
@@ -122,7 +134,8 @@ std::string masked_conv2d_choice(std::string pass, Ints input_size, Ints kernel_
   c.shape = shape_of_conv({stride, padding, dilation, groups}, input_size[0], input_size[1], input_size[2],
                           input_size[3], out, kernel_size[0], kernel_size[1], kOp);
   c.bits = (const uint32_t*)alignof(uint32_t);  // there are some
-  return describe(cuda::choose(c, {{(int)multiprocessors, 0}, (int)capability}));
+  c.lists = lists && groups == 1 ? (const int32_t*)alignof(int32_t) : nullptr;
+  return describe(cuda::choose(c, {{(int)multiprocessors, 0}, (int)capability, library_use}));
 }
 
 }  // namespace

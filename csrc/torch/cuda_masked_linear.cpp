@@ -52,6 +52,7 @@ struct Cuda {
     const cuda::ListShape shape =
         of_rows ? cuda::lists_of_rows(rows, 1, columns) : cuda::lists_of_channels(rows, 1, columns);
     check_dtype(lists, ScalarType::Int, op, "plan");
+    if (lists.size(0) == 0) return;  // of a mask whose blocks are not worth leaving out
     check_shape(lists, {shape.groups, 1 + shape.blocks}, op, of_rows ? "plan[0]" : "plan[1]");
     keep.lists = as_contiguous(lists);
     g.lists = (const int32_t*)keep.lists.const_data_ptr();
@@ -85,8 +86,9 @@ struct Cuda {
 
   static void run(Problem& g, const Tensor& out, const char* op) {
     if (g.m == 0 || g.n == 0) return;
-    const cuda::LinearChoice choice = cuda::choose(g, {{multiprocessors(out), block_shared(out)}, capability(out)});
-    if (choice.kernel == cuda::LinearKernel::library) return run_library(g, *g.active, out, op);
+    const cuda::LinearChoice choice = cuda::choose(g, device_of(out));
+    if (choice.kernel == cuda::LinearKernel::library)
+      return g.active ? run_library(g, *g.active, out, op) : run_library(g, out, op);
     Tensor workspace;
     if (choice.workspace_bytes > 0)
       workspace = torch::stable::new_empty(out, {choice.workspace_bytes}, ScalarType::Byte);
@@ -131,7 +133,7 @@ std::vector<Tensor> masked_linear_pack(const Tensor& weight, const Tensor& bits,
 // Which kernel runs a product of contiguous operands under a mask of bits on a device of that many multiprocessors and
 // that compute capability (ten times), and how it cuts it, by the function that chooses for real.
 std::string masked_linear_choice(std::string pass, int64_t batch, int64_t out, int64_t in, ScalarType type,
-                                 bool channels, int64_t multiprocessors, int64_t capability) {
+                                 bool channels, bool lists, int64_t multiprocessors, int64_t capability) {
   constexpr const char* kOp = "masked_linear_choice";
   cuda::MaskedGemm g{};
   STD_TORCH_CHECK(multiprocessors > 0 && batch >= 0 && out >= 0 && in >= 0, kOp,
@@ -139,6 +141,7 @@ std::string masked_linear_choice(std::string pass, int64_t batch, int64_t out, i
   g.dtype = dtype_of(type, kOp, "dtype"), g.channels = channels;
   g.pass = pass_of(pass, kOp);
   g.bits = (const uint32_t*)alignof(uint32_t);  // there are some
+  g.lists = lists ? (const int32_t*)alignof(int32_t) : nullptr;
   g.a_ld = g.pass == Pass::forward ? in : out, g.b_ld = in, g.c_ld = g.pass == Pass::forward ? out : in;
   if (g.pass == Pass::forward)
     g.m = batch, g.n = out, g.k = in;
@@ -146,7 +149,15 @@ std::string masked_linear_choice(std::string pass, int64_t batch, int64_t out, i
     g.m = batch, g.n = in, g.k = out;
   else
     g.m = out, g.n = in, g.k = batch;
-  return describe(cuda::choose(g, {{(int)multiprocessors, 0}, (int)capability}));
+  return describe(cuda::choose(g, {{(int)multiprocessors, 0}, (int)capability, library_use}));
+}
+
+// When products are left to torch's library: never, where it is faster, or always; returns what it was.
+std::string use_masked_library(std::string when) {
+  constexpr const char* kNames[] = {"never", "faster", "always"};
+  for (int i = 0; i < 3; ++i)
+    if (when == kNames[i]) return kNames[(int)library_use.exchange((cuda::Library)i)];
+  STD_TORCH_CHECK(false, "use_masked_library: when must be never, faster or always, got ", when);
 }
 
 // Lists of rows and of channels, and for a convolution the bits by taps, which its kernels read.
@@ -187,4 +198,7 @@ MASKFUSE_CUDA_IMPL(m) {
   m.impl("masked_linear_pack", TORCH_BOX(&maskfuse::masked_linear_pack));
 }
 
-MASKFUSE_CUDA_COMPOSITE(m) { m.impl("masked_linear_choice", TORCH_BOX(&maskfuse::masked_linear_choice)); }
+MASKFUSE_CUDA_COMPOSITE(m) {
+  m.impl("masked_linear_choice", TORCH_BOX(&maskfuse::masked_linear_choice));
+  m.impl("use_masked_library", TORCH_BOX(&maskfuse::use_masked_library));
+}

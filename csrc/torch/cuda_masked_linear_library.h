@@ -1,5 +1,5 @@
-// Products of a weight of which whole rows and columns are masked, by torch's library: on the active ones alone, which
-// are gathered before it and put back behind it.
+// Products by torch's library: of a masked copy of the weight; or where whole rows and columns are masked on the active
+// ones alone, which are gathered before it and put back behind it.
 #pragma once
 
 #include "../cuda/masked_linear.h"
@@ -18,5 +18,6 @@ ActiveChannels active_channels(const Tensor* plan, int64_t rows, int64_t columns
 
 // `like`: of the operands' type and device.
 void run_library(const cuda::MaskedGemm& problem, const ActiveChannels& active, const Tensor& like, const char* op);
+void run_library(const cuda::MaskedGemm& problem, const Tensor& like, const char* op);
 
 }  // namespace maskfuse

@@ -43,7 +43,8 @@ void define_ops(Library& m) {
   m.def("prefer_masked_linear_kernel(str name) -> ()");
   m.def(
       "masked_linear_choice(str direction, int batch, int out_features, int in_features, ScalarType dtype,"
-      " bool channels, int multiprocessors, int capability) -> str");
+      " bool channels, bool lists, int multiprocessors, int capability) -> str");
+  m.def("use_masked_library(str when) -> str");
 
   m.def(
       "masked_conv2d(Tensor input, Tensor weight, Tensor bits, Tensor[] plan, Tensor? bias, int[] stride,"
@@ -74,7 +75,8 @@ void define_ops(Library& m) {
   m.def("prefer_masked_conv2d_kernel(str name) -> ()");
   m.def(
       "masked_conv2d_choice(str direction, int[] input_size, int[] kernel_size, int out_channels, int[] stride,"
-      " int[] padding, int[] dilation, int groups, ScalarType dtype, int multiprocessors, int capability) -> str");
+      " int[] padding, int[] dilation, int groups, ScalarType dtype, bool lists, int multiprocessors, int capability)"
+      " -> str");
 }
 
 }  // namespace maskfuse

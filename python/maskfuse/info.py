@@ -17,7 +17,7 @@ from ._self_test.record import version
 from .functional._backends import triton_is_interpreted
 from .functional._check import FLOATING
 from .functional.masked_linear import packed_by_triton
-from .mask import COMPACT_DENSITY, Mask, has_plan
+from .mask import COMPACT_DENSITY, Mask, has_lists, has_plan
 from .ops import LIBRARY_GEMM
 from .ops.library import library_info, pairs
 
@@ -160,13 +160,16 @@ def _gpu_kernel(
     """
     if len(mask.shape) == 4:
         images, kernel, _, _, stride, padding, dilation, groups = about
-        out = mask.shape[0]
-        return ops.masked_conv2d_choice(direction, images, kernel, out, stride, padding, dilation, groups, dtype, *gpu)
+        out, lists = mask.shape[0], has_lists(mask.block_lists, direction)
+        return ops.masked_conv2d_choice(
+            direction, images, kernel, out, stride, padding, dilation, groups, dtype, lists, *gpu
+        )
     batch = about[0]
     if packed and direction == "forward" and batch <= _DECODE_ROWS:
         return "decode"
     channels = has_plan(mask) and mask.structure == "channels" and mask.density <= COMPACT_DENSITY
-    return ops.masked_linear_choice(direction, batch, *mask.shape, dtype, channels, *gpu)
+    lists = has_lists(mask.block_lists, direction)
+    return ops.masked_linear_choice(direction, batch, *mask.shape, dtype, channels, lists, *gpu)
 
 
 def explain(

@@ -12,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 from . import channels, conv2d, linear, mask
-from .compare import has_kernel
+from .compare import has_kernel, library_used
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ CHECKS = {
         Check("masked_linear", _passes("masked_linear"), linear.masked_linear),
         Check("soft_masked_linear", _passes("soft_masked_linear"), linear.soft_masked_linear),
         Check("gated_linear", _passes("gated_linear"), linear.gated_linear),
+        Check("masked_copy", ("masked_linear", "use_masked_library"), linear.masked_copy),
         Check("masked_conv2d", _passes("masked_conv2d"), conv2d.masked_conv2d),
         Check("gathered_conv2d", _passes("gathered_conv2d"), conv2d.gathered_conv2d),
         Check("channel_gather", ("channel_gather",), channels.channel_gather),
@@ -56,10 +57,10 @@ CHECKS = {
 # An op of a backend -> the checks that must pass before it is used, where they are not the one of its name. A gate's
 # gradient that is differentiated again is that of a real-valued mask.
 NEEDS = {
-    "masked_linear": ("mask", "masked_linear", "soft_masked_linear"),
+    "masked_linear": ("mask", "masked_linear", "masked_copy", "soft_masked_linear"),
     "masked_linear_pack": ("masked_linear",),
-    "gated_linear": ("gated_linear", "soft_masked_linear"),
-    "masked_conv2d": ("mask", "masked_linear", "masked_conv2d"),
+    "gated_linear": ("gated_linear", "masked_copy", "soft_masked_linear"),
+    "masked_conv2d": ("mask", "masked_linear", "masked_copy", "masked_conv2d"),
     "gathered_conv2d": ("mask", "gathered_conv2d"),  # masked_conv2d with channels
     "gated_conv2d": (),  # torch's own
     "channel_gather": ("channel_gather", "channel_scatter"),  # each is the other's gradient
@@ -114,7 +115,8 @@ def failure(check: Check, ops: Any, device: torch.device) -> Exception | None:
         with _plainly(device):
             if device.type == "cuda":
                 _await(device)
-            check.run(ops, device)
+            with library_used(ops, device, "never"):  # what is tested is here
+                check.run(ops, device)
     except Exception as error:
         return error
     finally:

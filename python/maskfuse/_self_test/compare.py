@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -27,12 +29,25 @@ class Mismatch(AssertionError):
 def has_kernel(ops: Any, name: str, device: torch.device) -> bool:
     """Whether the op is implemented for tensors on the device. `ops` is `torch.ops.maskfuse` or what stands for it."""
     keys = ["CUDA" if device.type == "cuda" else "CPU"]
-    if ops.name.endswith("triton"):
+    if ops.name != "maskfuse" or device.type == "cuda":
         keys.append("CompositeExplicitAutograd")  # for every device
     try:
         return any(torch._C._dispatch_has_kernel_for_dispatch_key(f"{ops.name}::{name}", key) for key in keys)
     except RuntimeError:  # there is no such op
         return False
+
+
+@contextmanager
+def library_used(ops: Any, device: torch.device, when: str) -> Iterator[None]:
+    """Leaves products to torch's library "never", where it is "faster", or "always", where kernels have the choice."""
+    if not has_kernel(ops, "use_masked_library", device):
+        yield
+        return
+    before = ops.use_masked_library(when)
+    try:
+        yield
+    finally:
+        ops.use_masked_library(before)
 
 
 class Sums(NamedTuple):
@@ -202,7 +217,7 @@ def sides_of_hopper(ops: Any, device: torch.device) -> list[int]:
     sides: dict[str, int] = {}
     for tiles in range(1, 2 * math.isqrt(about[0]) + 1) if about[1] == 90 else ():
         side = 128 * tiles - 24
-        kernel = ops.masked_linear_choice("forward", side, side, 64, torch.bfloat16, False, *about)
+        kernel = ops.masked_linear_choice("forward", side, side, 64, torch.bfloat16, False, False, *about)
         if kernel.startswith("product_sm90"):
             sides.setdefault(kernel, side)
     return list(sides.values())

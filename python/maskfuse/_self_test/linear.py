@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import reference
 from .compare import (
+    DTYPES,
     HALF,
     LEFT_PERIOD,
     RIGHT_PERIOD,
@@ -17,7 +18,9 @@ from .compare import (
     close,
     close_periodic,
     dtypes,
+    equal,
     has_kernel,
+    library_used,
     packed,
     plans,
     repeating,
@@ -176,3 +179,37 @@ def gated_linear(ops: Any, device: torch.device) -> None:
             slope = w.double() * gate * torch.sigmoid(-scores.double())  # 1 - gate would cancel
             close("weight_grad", d_weight, sums.times(gate), dtype, k, rounded=True)
             close("scores_grad", d_scores, sums.times(slope), dtype, k, rounded=True)
+
+
+def _exactly(what: str, got: Tensor, want: Tensor) -> None:
+    """Equal to what the exact result is rounded to; zeros of either sign."""
+    equal(what, got.cpu() + 0, want.to(got.dtype) + 0)
+
+
+def masked_copy(ops: Any, device: torch.device) -> None:
+    """The passes around a product by torch's library, of whole numbers, whose sums are exact in every mode that the
+    library has. Rows of whole pieces of 16 bytes, and not."""
+    o = Operands(device)
+    with library_used(ops, device, "always"):
+        for dtype in DTYPES:
+            for m, n, k in ((9, 37, 72), (5, 72, 61)):
+                x, dy, w = (o.whole(*shape, dtype=dtype) for shape in ((m, k), (m, n), (n, k)))
+                dense, factor = o.flags(n, k), 2 - 3 * o.flags(n, k).to(dtype)  # by 2 and by -1: exact, too
+                a, g, b = x.double(), dy.double(), w.double()
+                xd, dyd, wd, fd, bits = o.there(x, dy, w, factor, packed(dense))
+                holes = wd.masked_fill(~dense.to(device), torch.nan)
+                under, times = b * dense, b * factor.double()
+                _exactly("forward", ops.masked_linear(xd, holes, bits, [], None), a @ under.T)
+                _exactly("forward", ops.soft_masked_linear(xd, wd, fd, None), a @ times.T)
+                _exactly("input_grad", ops.masked_linear_input_grad(dyd, holes, bits, []), g @ under)
+                _exactly("input_grad", ops.soft_masked_linear_input_grad(dyd, wd, fd), g @ times)
+                got = ops.masked_linear_weight_grad(dyd, xd, bits, [])
+                _exactly("weight_grad", got, (g.T @ a) * dense)
+                zero("weight_grad", got, ~dense)
+                product = (g.T @ a).to(dtype).double()  # as the library rounds it
+                _exactly("weight_grad", ops.soft_masked_linear_weight_grad(dyd, xd, fd), product * factor.double())
+                scores = o.normal(n, k, dtype=dtype)
+                gate, slope = torch.sigmoid(scores.double()), torch.sigmoid(-scores.double())
+                d_weight, d_scores = ops.gated_linear_weight_grad(dyd, xd, wd, scores.to(device))
+                for want, got in ((product * gate, d_weight), (product * b * gate * slope, d_scores)):
+                    close("gradient of a gate", got, Sums(want, want.abs()), dtype, 4)

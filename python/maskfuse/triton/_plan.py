@@ -46,7 +46,7 @@ class Plan(NamedTuple):
     by_taps: Tensor | None = None
 
 
-def _lists(op: str, plan: list[Tensor], rows: int, taps: int, channels: int) -> list[Tensor]:
+def _lists(op: str, plan: list[Tensor], rows: int, taps: int, channels: int) -> list[Tensor | None]:
     def blocks(size: int, side: int) -> int:
         return (size + side - 1) // side
 
@@ -60,8 +60,9 @@ def _lists(op: str, plan: list[Tensor], rows: int, taps: int, channels: int) -> 
     for i, shape in enumerate(shapes):
         if plan[i].dtype != torch.int32:
             raise RuntimeError(f"{op}: plan[{i}] must be int32, got {plan[i].dtype}")
-        check_shape(op, f"plan[{i}]", plan[i], shape)
-    return [t.contiguous() for t in plan[:_LISTS]]
+        if plan[i].shape[0] > 0:  # else of a mask whose blocks are not worth leaving out
+            check_shape(op, f"plan[{i}]", plan[i], shape)
+    return [t.contiguous() if t.shape[0] > 0 else None for t in plan[:_LISTS]]
 
 
 def linear_plan(op: str, plan: list[Tensor], rows: int, columns: int, dtype: torch.dtype) -> Plan:

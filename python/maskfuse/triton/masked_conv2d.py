@@ -107,6 +107,7 @@ def masked_conv2d_choice(
     dilation: Sequence[int],
     groups: int,
     dtype: torch.dtype,
+    lists: bool,
     multiprocessors: int,
     capability: int,
 ) -> str:

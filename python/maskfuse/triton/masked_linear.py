@@ -76,6 +76,7 @@ def masked_linear_choice(
     in_features: int,
     dtype: torch.dtype,
     channels: bool,
+    lists: bool,
     multiprocessors: int,
     capability: int,
 ) -> str:
