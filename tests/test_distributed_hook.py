@@ -1,0 +1,204 @@
+"""The hook that all-reduces active gradients, in two processes that see other data."""
+
+from __future__ import annotations
+
+import copy
+from unittest import mock
+
+import pytest
+import torch
+import two_processes
+from maskfuse import Mask, protect
+from maskfuse.distributed import (
+    SparseAllReduce,
+    check_same_masks,
+    register_sparse_allreduce,
+    sparse_allreduce_hook,
+)
+from maskfuse.nn import MaskedConv2d, MaskedLinear, freeze
+from optimizers import same_bits
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch has no distributed package")
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def network(dtype=torch.float32, seed=0):
+    """Masked, frozen and plain parameters, a channels_last one, and a layer whose mask hides all or nothing."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        MaskedConv2d(3, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.Flatten(),
+        MaskedLinear(8 * 36, 40),
+        MaskedLinear(40, 30, bias=False),
+        MaskedLinear(30, 12),
+        nn.Linear(12, 10),
+    ).to(dtype)
+    model[0].to(memory_format=torch.channels_last)
+    for index, density in ((0, 0.2), (3, 0.1), (4, 0.1)):
+        model[index].set_mask(Mask.random(model[index].weight.shape, density, seeded(seed)))
+    freeze(model[6].weight, Mask.random((10, 12), 0.5, seeded(seed)))
+    return model
+
+
+def active_entries(model):
+    """Counted here by hand: of all parameters, as (active, all)."""
+    total = sum(p.numel() for p in model.parameters())
+    masks = [model[i].mask.dense() for i in (0, 3, 4, 5)] + [model[6].weight._maskfuse_frozen.mask.dense()]
+    return total - sum(int((~m).sum()) for m in masks), total
+
+
+class Spy:
+    """What all_reduce is really given, by torch's name for it."""
+
+    def __init__(self):
+        self.bytes, self.real = 0, torch.distributed.all_reduce
+
+    def __call__(self, tensor, *args, **kwargs):
+        self.bytes += tensor.untyped_storage().nbytes()
+        return self.real(tensor, *args, **kwargs)
+
+
+def batch(rank, step, dtype=torch.float32):
+    return torch.randn(8, 3, 8, 8, generator=seeded(step)).to(dtype)[rank::2]
+
+
+def gradients(model):
+    return [p.grad for p in model.parameters()]
+
+
+def same_as_the_plain_one(rank, dtype, options):
+    """Three steps, the second of which changes a mask: gradients, traffic, and what DDP does with its buckets."""
+    plain, sparse = (
+        DistributedDataParallel(network(dtype), bucket_cap_mb=0.01, gradient_as_bucket_view=view)
+        for view in (False, options.get("gradient_as_bucket_view", False))
+    )
+    state = register_sparse_allreduce(sparse)
+    spy, expected, layouts = Spy(), 0, set()
+    for step in range(4):
+        if step == 2:
+            for ddp in (plain, sparse):
+                ddp.module[3].set_mask(Mask.random((40, 288), 0.05, seeded(9)))
+                freeze(ddp.module[6].weight, Mask.random((10, 12), 0.25, seeded(9)))
+        x = batch(rank, step, dtype)
+        for ddp in (plain, sparse):
+            ddp.zero_grad()
+            with mock.patch("torch.distributed.all_reduce", spy):
+                if step == 3:  # a layer without weights; gradients add up here, and are sent together
+                    ddp.module[4].set_mask(Mask.full((30, 40), False))
+                    with ddp.no_sync():
+                        ddp(x).pow(2).sum().backward()
+                ddp(x).pow(2).sum().backward()
+        for p, q in zip(gradients(plain), gradients(sparse), strict=True):
+            assert same_bits(p, q) and p.stride() == q.stride()
+        for layer in (sparse.module[0], sparse.module[3], sparse.module[4]):
+            under = layer.weight.grad[~layer.mask.dense()]
+            assert not under.any() and not under.signbit().any()
+        assert step == 3 or sparse.module[3].weight.grad.any()
+        active, total = active_entries(sparse.module)
+        expected += active * x.element_size()
+        assert state.bytes_sent == spy.bytes == expected
+        assert state.bytes_dense == (step + 1) * total * x.element_size()
+        assert active < 0.2 * total and spy.bytes <= 1.05 * expected
+        layouts.add(tuple(len(bucket.parameters) for bucket in state._buckets.values()))
+    assert len(layouts) > 1  # one bucket first, then several: places were looked up again
+
+
+def unused_and_shared(rank):
+    """A parameter that one process alone uses, and a weight that a plain layer has too, which is sent in full."""
+    models = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        model = nn.ModuleList([MaskedLinear(6, 6, mask=Mask.random((6, 6), 0.3, seeded(0))) for _ in range(3)])
+        model.append(nn.Linear(6, 6, bias=False))
+        model[3].weight = model[2].weight
+        models.append(model)
+
+    class Chosen(nn.Module):
+        def __init__(self, layers):
+            super().__init__()
+            self.layers = layers
+
+        def forward(self, x):
+            return self.layers[3](self.layers[2](self.layers[rank](x)))
+
+    wrapped = [DistributedDataParallel(Chosen(model), find_unused_parameters=True) for model in models]
+    state = register_sparse_allreduce(wrapped[1])
+    for step in range(2):
+        x = torch.randn(4, 6, generator=seeded(2 * step + rank))
+        for ddp in wrapped:
+            ddp.zero_grad()
+            ddp(x).pow(2).sum().backward()
+        for p, q in zip(gradients(wrapped[0]), gradients(wrapped[1]), strict=True):
+            assert same_bits(p, q)
+    under = [model.weight.grad[~model.mask.dense()] for model in models[1][:3]]
+    assert not under[0].any() and not under[1].any() and under[2].any()
+    assert state.bytes_sent == 2 * 4 * (11 + 11 + 36 + 3 * 6)
+
+
+def a_hook_by_hand_in_training(rank):
+    """The documented two lines, with a protected optimizer: both processes keep the same weights, zero under masks."""
+    model = network()
+    ddp = DistributedDataParallel(model, bucket_cap_mb=0.01)
+    state = SparseAllReduce(ddp)
+    ddp.register_comm_hook(state, sparse_allreduce_hook)
+    twin = DistributedDataParallel(copy.deepcopy(model))
+    for one in (ddp, twin):
+        optimizer = protect(torch.optim.AdamW(one.parameters(), 1e-2, weight_decay=0.1), one.module)
+        for step in range(3):
+            optimizer.zero_grad()
+            one(batch(rank, step)).pow(2).mean().backward()
+            optimizer.step()
+    for p, q in zip(ddp.parameters(), twin.parameters(), strict=True):
+        assert same_bits(p, q)
+    assert not model[3].weight[~model[3].mask.dense()].any()
+    assert 0 < state.bytes_sent < 0.2 * state.bytes_dense
+
+
+def different_masks_are_refused(rank):
+    """When the hook is made, in the backward pass after both changed a mask, and after one did where that is asked."""
+    frozen = r"the frozen mask of parameter '6.weight' differs between them"
+    model = network()
+    freeze(model[6].weight, Mask.random((10, 12), 0.5, seeded(rank)))
+    with pytest.raises(RuntimeError, match=frozen):
+        check_same_masks(model)
+    with pytest.raises(RuntimeError, match=frozen):
+        register_sparse_allreduce(DistributedDataParallel(model))
+    every = r"all processes must have the same masks, but the mask of layer '3' differs between them; maskfuse"
+    for often in (False, True):
+        ddp = DistributedDataParallel(network(), bucket_cap_mb=0.01)
+        register_sparse_allreduce(ddp, check_every_step=often)
+        ddp(batch(rank, 0)).sum().backward()
+        if rank == 0 or not often:
+            # As many active ones, elsewhere: sums of these would be wrong, and nobody would know.
+            ddp.module[3].set_mask(Mask.random((40, 288), 0.1, seeded(5 + rank)))
+        with pytest.raises(RuntimeError, match=every):
+            ddp(batch(rank, 1)).sum().backward()
+
+
+def both(rank):
+    for dtype, options in (
+        (torch.float32, {}),
+        (torch.bfloat16, {"gradient_as_bucket_view": True}),
+    ):
+        same_as_the_plain_one(rank, dtype, options)
+    unused_and_shared(rank)
+    a_hook_by_hand_in_training(rank)
+    different_masks_are_refused(rank)
+
+
+@pytest.mark.slow
+def test_two_processes(tmp_path):
+    two_processes.run(both, tmp_path)
+
+
+def test_bad_arguments():
+    with pytest.raises(TypeError, match=r"model must be an nn\.Module, got int"):
+        SparseAllReduce(3)
+    with pytest.raises(TypeError, match="model must be a DistributedDataParallel, got Linear"):
+        register_sparse_allreduce(nn.Linear(2, 2))
