@@ -14,7 +14,9 @@ def broadcast_masks(model: nn.Module, process_group: Group = None, group_src: in
 
     `DistributedDataParallel` sends parameters and buffers from its first process to the others when it is made, but not
     masks, which are neither. Call this beside it where the processes' masks may differ: each has drawn its own, or only
-    one has loaded a checkpoint. Schedules keep masks the same by themselves. What is sent is what `sync_masks` carries.
+    one has loaded a checkpoint, as with `set_model_state_dict`'s `broadcast_from_rank0` (into models whose masks hide
+    nothing: loaded weights are zeroed under a mask that is there). Schedules keep masks the same by themselves. What is
+    sent is what `sync_masks` carries.
 
     Args:
         model: the same in each process but for its masks; wrapped or not.
