@@ -15,7 +15,7 @@ from maskfuse.distributed import (
     register_sparse_allreduce,
     sparse_allreduce_hook,
 )
-from maskfuse.nn import MaskedConv2d, MaskedLinear, freeze
+from maskfuse.nn import GatedLinear, MaskedConv2d, MaskedLinear, freeze
 from optimizers import same_bits
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -79,7 +79,7 @@ def same_as_the_plain_one(rank, dtype, options):
         for view in (False, options.get("gradient_as_bucket_view", False))
     )
     state = register_sparse_allreduce(sparse)
-    spy, expected, layouts = Spy(), 0, set()
+    spy, expected, share, layouts = Spy(), 0, 0.0, set()
     for step in range(4):
         if step == 2:
             for ddp in (plain, sparse):
@@ -101,10 +101,11 @@ def same_as_the_plain_one(rank, dtype, options):
             assert not under.any() and not under.signbit().any()
         assert step == 3 or sparse.module[3].weight.grad.any()
         active, total = active_entries(sparse.module)
-        expected += active * x.element_size()
+        expected += active * x.element_size() + 16  # the comparison of masks
         assert state.bytes_sent == spy.bytes == expected
         assert state.bytes_dense == (step + 1) * total * x.element_size()
-        assert active < 0.2 * total and spy.bytes <= 1.05 * expected
+        share += active / total
+        assert active < 0.2 * total and spy.bytes <= 1.05 * share * total * x.element_size()
         layouts.add(tuple(len(bucket.parameters) for bucket in state._buckets.values()))
     assert len(layouts) > 1  # one bucket first, then several: places were looked up again
 
@@ -138,7 +139,7 @@ def unused_and_shared(rank):
             assert same_bits(p, q)
     under = [model.weight.grad[~model.mask.dense()] for model in models[1][:3]]
     assert not under[0].any() and not under[1].any() and under[2].any()
-    assert state.bytes_sent == 2 * 4 * (11 + 11 + 36 + 3 * 6)
+    assert state.bytes_sent == 2 * (4 * (11 + 11 + 36 + 3 * 6) + 16)
 
 
 def a_hook_by_hand_in_training(rank):
@@ -160,8 +161,15 @@ def a_hook_by_hand_in_training(rank):
     assert 0 < state.bytes_sent < 0.2 * state.bytes_dense
 
 
+def nothing_is_active(rank):
+    ddp = DistributedDataParallel(MaskedLinear(6, 6, bias=False, mask=Mask.full((6, 6), False)))
+    state = register_sparse_allreduce(ddp, check_every_step=False)
+    ddp(torch.randn(2, 6)).sum().backward()
+    assert state.bytes_sent == 0 and state.bytes_dense == 144 and not ddp.module.weight.grad.any()
+
+
 def different_masks_are_refused(rank):
-    """When the hook is made, in the backward pass after both changed a mask, and after one did where that is asked."""
+    """When the hook is made, and in the backward pass after a mask changed, in both processes or in one."""
     frozen = r"the frozen mask of parameter '6.weight' differs between them"
     model = network()
     freeze(model[6].weight, Mask.random((10, 12), 0.5, seeded(rank)))
@@ -170,15 +178,29 @@ def different_masks_are_refused(rank):
     with pytest.raises(RuntimeError, match=frozen):
         register_sparse_allreduce(DistributedDataParallel(model))
     every = r"all processes must have the same masks, but the mask of layer '3' differs between them; maskfuse"
-    for often in (False, True):
+    for often, one_alone in ((None, True), (True, True), (False, False)):
         ddp = DistributedDataParallel(network(), bucket_cap_mb=0.01)
-        register_sparse_allreduce(ddp, check_every_step=often)
+        state = register_sparse_allreduce(ddp, check_every_step=often)
         ddp(batch(rank, 0)).sum().backward()
-        if rank == 0 or not often:
+        assert state.bytes_sent == 4 * active_entries(ddp.module)[0] + 16 * (often is not False)
+        if rank == 0 or not one_alone:
             # As many active ones, elsewhere: sums of these would be wrong, and nobody would know.
             ddp.module[3].set_mask(Mask.random((40, 288), 0.1, seeded(5 + rank)))
         with pytest.raises(RuntimeError, match=every):
             ddp(batch(rank, 1)).sum().backward()
+
+
+def the_same_masks_again(rank):
+    """One process sets an equal mask, while a temperature has changed in both: nothing differs."""
+    torch.manual_seed(0)
+    model = nn.Sequential(MaskedLinear(6, 6, mask=Mask.random((6, 6), 0.3)), GatedLinear(6, 6))
+    ddp = DistributedDataParallel(model)
+    register_sparse_allreduce(ddp)
+    for step in range(3):
+        model[1].temperature = 0.5**step
+        if rank == 1:
+            model[0].set_mask(Mask.from_dense(model[0].mask.dense()))
+        ddp(torch.randn(2, 6)).sum().backward()
 
 
 def both(rank):
@@ -189,7 +211,9 @@ def both(rank):
         same_as_the_plain_one(rank, dtype, options)
     unused_and_shared(rank)
     a_hook_by_hand_in_training(rank)
+    nothing_is_active(rank)
     different_masks_are_refused(rank)
+    the_same_masks_again(rank)
 
 
 @pytest.mark.slow

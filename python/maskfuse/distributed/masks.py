@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from torch import nn
 
 from .. import _processes
@@ -50,6 +52,12 @@ def check_same_masks(model: nn.Module, process_group: Group = None) -> None:
             f"all processes must have the same masks, but the {odd[0]} differs between them{more}; "
             "maskfuse.distributed.broadcast_masks(model) gives all of them those of one"
         )
+
+
+def digest(model: nn.Module) -> int:
+    """A number of 62 bits, the same in processes whose masks are."""
+    text = "\n".join(f"{name} {one.digest()}" for name, one in held(model).items())
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 2
 
 
 __all__ = ["broadcast_masks", "check_same_masks"]

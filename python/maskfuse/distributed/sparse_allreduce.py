@@ -15,7 +15,7 @@ from ..nn._masked import MaskedLayer
 from ..nn._trained import trained_parts
 from ..nn.freeze import frozen_mask
 from ..syncing import unwrapped
-from .masks import check_same_masks
+from .masks import check_same_masks, digest
 
 
 class SparseAllReduce:
@@ -28,11 +28,12 @@ class SparseAllReduce:
     place. What is sent is in the gradients' dtype, so traffic is the active share of all parameters; it holds no
     indices, since all processes know the masks.
 
-    That the masks are the same in all processes is checked when this is made, by digests, and again when a mask has
-    changed: in the next backward pass, before gradients are sent. A mask that changes in one process alone is found
-    with `check_every_step`; without it the collectives of the processes no longer match, which ends as the backend ends
-    it. Places are looked up in the first backward pass, and again when a mask changes or the buckets do: 8 bytes for
-    each active entry of a masked parameter, and a buffer of what is sent for each bucket on its way.
+    That the masks are the same in all processes is checked when this is made, and in a backward pass before gradients
+    are sent: in each one where these are on the CPU, or with `check_every_step`, by 16 bytes; else when a mask has
+    changed, since what is compared has to be waited for. Without the check a mask that one process alone changes leaves
+    the processes waiting for one another until the backend's timeout. Places are looked up in the first backward pass,
+    and again when a mask changes or the buckets do: 8 bytes for each active entry of a masked parameter, and a buffer
+    of what is sent for each bucket on its way.
 
     A weight that another layer than masked ones has as well is sent in full, or, where it is frozen, as that says.
     Sparse gradients are sent as they are.
@@ -40,7 +41,7 @@ class SparseAllReduce:
     Args:
         model: the model that is trained, in `DistributedDataParallel` or not.
         process_group: that gradients are averaged in, the same as DDP's; None for the default one.
-        check_every_step: compare masks in each backward pass.
+        check_every_step: compare masks in each backward pass; None: where gradients are on the CPU.
 
     Attributes:
         bytes_sent: bytes given to the all-reduce so far by this process.
@@ -53,28 +54,39 @@ class SparseAllReduce:
             computed by a parametrization.
     """
 
-    def __init__(self, model: nn.Module, process_group: Group = None, check_every_step: bool = False) -> None:
+    def __init__(self, model: nn.Module, process_group: Group = None, check_every_step: bool | None = None) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
         self.model = unwrapped(model)
         self.process_group = process_group
-        self.check_every_step = bool(check_every_step)
+        self.check_every_step = check_every_step
         self.bytes_sent = 0
         self.bytes_dense = 0
         self._masks: dict[int, Mask] = {}  # by id of the parameter
         self._buckets: dict[int, _Bucket] = {}
-        self._known: list[object] = []  # the masks that were compared; kept, so that no new one has an old one's id
-        self._compare()
-
-    def _compare(self) -> None:
+        self._known = _mask_objects(self.model)  # what the digest is of; kept, so that no new one has an old one's id
         check_same_masks(self.model, self.process_group)
-        self._known = _mask_objects(self.model)
+        self._digest = digest(self.model)
 
-    def _look_up(self) -> None:
+    def _compare(self, device: torch.device) -> None:
+        """Raises in all processes where digests differ, and what they are of too; each process has to call it."""
+        both = torch.tensor([self._digest, -self._digest], device=device)
+        torch.distributed.all_reduce(both, torch.distributed.ReduceOp.MAX, group=self.process_group)
+        self.bytes_sent += _nbytes(both)
+        largest, smallest = both.tolist()
+        if largest != -smallest:
+            check_same_masks(self.model, self.process_group)
+            self._digest = digest(self.model)  # of other times, between which something else has changed
+
+    def _look_up(self, device: torch.device) -> None:
         """What masks there are now: once in a backward pass, of which the first bucket is the first one."""
         now = _mask_objects(self.model)
-        if self.check_every_step or len(now) != len(self._known) or any(map(_is_not, now, self._known)):
-            self._compare()
+        changed = len(now) != len(self._known) or any(map(_is_not, now, self._known))
+        if changed:
+            self._known, self._digest = now, digest(self.model)
+        every = device.type == "cpu" if self.check_every_step is None else self.check_every_step
+        if changed or every:
+            self._compare(device)
         elsewhere = {
             id(parameter)
             for module in self.model.modules()
@@ -110,7 +122,7 @@ def sparse_allreduce_hook(state: SparseAllReduce, bucket: Any) -> torch.futures.
         A future of the bucket's buffer.
     """
     if bucket.index() == 0:
-        state._look_up()
+        state._look_up(bucket.buffer().device)
     flat = bucket.buffer()
     places = None if flat.layout is not torch.strided else state._places(bucket)
     if places is None or places.all_of_it:
@@ -145,7 +157,7 @@ sparse_allreduce_hook.__annotations__ = {}
 
 
 def register_sparse_allreduce(
-    model: nn.parallel.DistributedDataParallel, check_every_step: bool = False
+    model: nn.parallel.DistributedDataParallel, check_every_step: bool | None = None
 ) -> SparseAllReduce:
     """Has `DistributedDataParallel` send the gradients of active weights alone; returns the hook's state.
 
