@@ -161,6 +161,32 @@ def a_hook_by_hand_in_training(rank):
     assert 0 < state.bytes_sent < 0.2 * state.bytes_dense
 
 
+def a_static_graph_and_sparse_gradients(rank):
+    """Sparse gradients come in buckets of their own, and are sent as they are."""
+
+    class Looked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Embedding(20, 9, sparse=True)
+            self.layer = MaskedLinear(9, 7, mask=Mask.random((7, 9), 0.3, seeded(0)))
+
+        def forward(self, rows):
+            return self.layer(self.table(rows))
+
+    wrapped = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        wrapped.append(DistributedDataParallel(Looked(), static_graph=True))
+    register_sparse_allreduce(wrapped[1])
+    for _ in range(2):
+        for ddp in wrapped:
+            ddp.zero_grad()
+            ddp(torch.tensor([rank, 3])).pow(2).sum().backward()
+        for p, q in zip(gradients(wrapped[0]), gradients(wrapped[1]), strict=True):
+            assert p.is_sparse == q.is_sparse and torch.equal(p.to_dense(), q.to_dense())
+            assert q.to_dense().any()
+
+
 def nothing_is_active(rank):
     ddp = DistributedDataParallel(MaskedLinear(6, 6, bias=False, mask=Mask.full((6, 6), False)))
     state = register_sparse_allreduce(ddp, check_every_step=False)
@@ -211,6 +237,7 @@ def both(rank):
         same_as_the_plain_one(rank, dtype, options)
     unused_and_shared(rank)
     a_hook_by_hand_in_training(rank)
+    a_static_graph_and_sparse_gradients(rank)
     nothing_is_active(rank)
     different_masks_are_refused(rank)
     the_same_masks_again(rank)
