@@ -15,7 +15,7 @@ from maskfuse.distributed import (
     register_sparse_allreduce,
     sparse_allreduce_hook,
 )
-from maskfuse.nn import GatedLinear, MaskedConv2d, MaskedLinear, freeze
+from maskfuse.nn import GatedLinear, MaskedConv2d, MaskedLinear, freeze, frozen_mask
 from optimizers import same_bits
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -28,7 +28,7 @@ def seeded(seed):
 
 
 def network(dtype=torch.float32, seed=0):
-    """Masked, frozen and plain parameters, a channels_last one, and a layer whose mask hides all or nothing."""
+    """Masked, frozen and plain parameters, frozen ones with other strides, and a layer whose mask hides nothing."""
     torch.manual_seed(0)
     model = nn.Sequential(
         MaskedConv2d(3, 8, 3),
@@ -38,8 +38,13 @@ def network(dtype=torch.float32, seed=0):
         MaskedLinear(40, 30, bias=False),
         MaskedLinear(30, 12),
         nn.Linear(12, 10),
+        nn.Unflatten(1, (10, 1, 1)),
+        nn.Conv2d(10, 4, 3, padding=1),
     ).to(dtype)
-    model[0].to(memory_format=torch.channels_last)
+    model[6].weight = nn.Parameter(torch.randn(10, 24, dtype=dtype)[:, ::2])  # with gaps
+    model[8].to(memory_format=torch.channels_last)
+    freeze(model[8].weight, Mask.random((4, 10, 3, 3), 0.3, seeded(seed)))
+    assert not model[8].weight.is_contiguous()
     for index, density in ((0, 0.2), (3, 0.1), (4, 0.1)):
         model[index].set_mask(Mask.random(model[index].weight.shape, density, seeded(seed)))
     freeze(model[6].weight, Mask.random((10, 12), 0.5, seeded(seed)))
@@ -49,7 +54,7 @@ def network(dtype=torch.float32, seed=0):
 def active_entries(model):
     """Counted here by hand: of all parameters, as (active, all)."""
     total = sum(p.numel() for p in model.parameters())
-    masks = [model[i].mask.dense() for i in (0, 3, 4, 5)] + [model[6].weight._maskfuse_frozen.mask.dense()]
+    masks = [model[i].mask.dense() for i in (0, 3, 4, 5)] + [frozen_mask(model[i].weight).dense() for i in (6, 8)]
     return total - sum(int((~m).sum()) for m in masks), total
 
 
@@ -74,10 +79,7 @@ def gradients(model):
 
 def same_as_the_plain_one(rank, dtype, options):
     """Three steps, the second of which changes a mask: gradients, traffic, and what DDP does with its buckets."""
-    plain, sparse = (
-        DistributedDataParallel(network(dtype), bucket_cap_mb=0.01, gradient_as_bucket_view=view)
-        for view in (False, options.get("gradient_as_bucket_view", False))
-    )
+    plain, sparse = (DistributedDataParallel(network(dtype), bucket_cap_mb=0.01, **options) for _ in range(2))
     state = register_sparse_allreduce(sparse)
     spy, expected, share, layouts = Spy(), 0, 0.0, set()
     for step in range(4):
@@ -187,6 +189,24 @@ def a_static_graph_and_sparse_gradients(rank):
             assert q.to_dense().any()
 
 
+def a_loss_that_reads_the_weight_itself(rank):
+    """Its gradient under the mask, which plain DDP averages, is not sent, and zero."""
+    layers = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        layer = MaskedLinear(6, 6)
+        layer.set_mask(Mask.random((6, 6), 0.3, seeded(0)), retain=True)
+        layers.append(DistributedDataParallel(layer))
+    register_sparse_allreduce(layers[1])
+    x = torch.randn(4, 6, generator=seeded(rank))
+    for ddp in layers:
+        (ddp(x).sum() - ddp.module.weight.pow(2).sum()).backward()
+    plain, sparse = (ddp.module.weight.grad for ddp in layers)
+    active = layers[0].module.mask.dense()
+    assert same_bits(sparse[active], plain[active]) and plain[~active].all()
+    assert not sparse[~active].any() and not sparse[~active].signbit().any()
+
+
 def nothing_is_active(rank):
     ddp = DistributedDataParallel(MaskedLinear(6, 6, bias=False, mask=Mask.full((6, 6), False)))
     state = register_sparse_allreduce(ddp, check_every_step=False)
@@ -238,6 +258,7 @@ def both(rank):
     unused_and_shared(rank)
     a_hook_by_hand_in_training(rank)
     a_static_graph_and_sparse_gradients(rank)
+    a_loss_that_reads_the_weight_itself(rank)
     nothing_is_active(rank)
     different_masks_are_refused(rank)
     the_same_masks_again(rank)

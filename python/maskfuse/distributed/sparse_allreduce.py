@@ -194,19 +194,25 @@ class _Bucket:
 
     @staticmethod
     def of(bucket: Any, parameters: list[Tensor], masks: list[Mask | None]) -> _Bucket:
-        """Looks the places up; gradients are views of the buffer, with their parameters' strides."""
+        """Looks the places up.
+
+        In the buffer a gradient has its parameter's strides, where these leave no gaps, and not those of the view that
+        the bucket gives, which tells where it begins.
+        """
         flat = bucket.buffer()
         active = torch.zeros(flat.numel(), dtype=torch.bool, device=flat.device)
         spans: list[slice] = []
-        views = zip(bucket.gradients(), masks, strict=True)
-        for view, mask in sorted(views, key=lambda pair: pair[0].storage_offset()):
-            start = view.storage_offset() - flat.storage_offset()
+        starts = [view.storage_offset() - flat.storage_offset() for view in bucket.gradients()]
+        for start, parameter, mask in sorted(zip(starts, parameters, masks, strict=True), key=lambda part: part[0]):
             if mask is not None:
-                active.as_strided(view.shape, view.stride(), start).copy_(mask.to(flat.device).dense())
+                there = active[start : start + parameter.numel()].view(parameter.shape)
+                if torch.empty_like(parameter, device="meta").stride() == parameter.stride():
+                    there = active.as_strided(parameter.shape, parameter.stride(), start)
+                there.copy_(mask.to(flat.device).dense())
             elif spans and spans[-1].stop == start:
-                spans[-1] = slice(spans[-1].start, start + view.numel())
+                spans[-1] = slice(spans[-1].start, start + parameter.numel())
             else:
-                spans.append(slice(start, start + view.numel()))
+                spans.append(slice(start, start + parameter.numel()))
         chosen = active.nonzero().squeeze(1)
         sizes = [chosen.numel(), *(span.stop - span.start for span in spans)]
         return _Bucket(parameters, masks, chosen, spans, sizes)

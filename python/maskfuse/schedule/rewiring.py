@@ -54,12 +54,10 @@ class _Rewiring(Schedule):
         shares = [1] if budget == "global" else proportions([m.mask.shape for m in self._rest], budget)
         self._counts = apportion(count, shares, limits)
         for pool, budgeted, numel in zip(self._pools, self._counts, limits, strict=True):
-            if pool.active != budgeted:
-                self._set(pool, largest(self._random(numel), budgeted))
-            else:
-                self._set(
-                    pool, pool.join(member.mask.dense() for member in pool.members)
-                )  # other processes' may differ
+            drawn = pool.active != budgeted
+            # Masks that stay are set too: of several processes all take those of the first.
+            kept = pool.join(member.mask.dense() for member in pool.members)
+            self._set(pool, largest(self._random(numel), budgeted) if drawn else kept)
         self._seen = self._versions()
 
     def drop_fraction_at(self, step: int) -> float:
