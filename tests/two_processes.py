@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
-import traceback
+import time
 from datetime import timedelta
 from typing import Any
 
@@ -18,9 +17,10 @@ def run(function, tmp_path, *arguments) -> None:
     context = torch.multiprocessing.spawn(
         _process, (str(tmp_path / "rendezvous"), function, arguments), nprocs=PROCESSES, join=False
     )
+    end = time.monotonic() + 120
     try:
-        if not context.join(timeout=120):
-            while not context.join(timeout=120):
+        while not context.join(timeout=max(end - time.monotonic(), 0)):  # True when all have ended
+            if time.monotonic() > end:
                 raise TimeoutError(f"{function.__name__} did not end in two minutes")
     finally:
         for process in context.processes:
@@ -33,11 +33,6 @@ def _process(rank: int, path: str, function: Any, arguments: tuple[Any, ...]) ->
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{path}", rank=rank, world_size=PROCESSES, timeout=timedelta(seconds=60)
     )
-    try:
-        function(rank, *arguments)
-    except BaseException:
-        traceback.print_exc()
-        sys.stderr.flush()
-        raise
+    function(rank, *arguments)
     torch.distributed.barrier()
     os._exit(0)  # destroy_process_group was seen to wait for ever for a thread of its own

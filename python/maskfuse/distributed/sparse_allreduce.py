@@ -44,7 +44,7 @@ class SparseAllReduce:
         check_every_step: compare masks in each backward pass; None: where gradients are on the CPU.
 
     Attributes:
-        bytes_sent: bytes given to the all-reduce so far by this process.
+        bytes_sent: bytes given to all-reduces so far by this process, the comparisons of masks among them.
         bytes_dense: bytes that it would have been given without masks.
 
     Raises:
@@ -134,7 +134,7 @@ def sparse_allreduce_hook(state: SparseAllReduce, bucket: Any) -> torch.futures.
     state.bytes_sent += _nbytes(packed)
     state.bytes_dense += _nbytes(flat)
     if packed.numel() == 0:  # nothing of this bucket is active, in any process
-        done: torch.futures.Future[Tensor] = torch.futures.Future()
+        done: torch.futures.Future[Tensor] = torch.futures.Future(devices=[] if flat.is_cpu else [flat.device])
         done.set_result(flat.zero_())
         return done
     reduced = torch.distributed.all_reduce(packed, group=state.process_group, async_op=True).get_future()
