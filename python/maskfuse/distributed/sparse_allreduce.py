@@ -30,10 +30,10 @@ class SparseAllReduce:
 
     That the masks are the same in all processes is checked when this is made, and in a backward pass before gradients
     are sent: in each one where these are on the CPU, or with `check_every_step`, by 16 bytes; else when a mask has
-    changed, since what is compared has to be waited for. Without the check a mask that one process alone changes leaves
-    the processes waiting for one another until the backend's timeout. Places are looked up in the first backward pass,
-    and again when a mask changes or the buckets do: 8 bytes for each active entry of a masked parameter, and a buffer
-    of what is sent for each bucket on its way.
+    changed, since what is compared has to be waited for. DDP has to be made anew after an error. Without the check a
+    mask that one process alone changes leaves the processes waiting for one another until the backend's timeout. Places
+    are looked up in the first backward pass, and again when a mask changes or the buckets do: 8 bytes for each active
+    entry of a masked parameter, and a buffer of what is sent for each bucket on its way.
 
     A weight that another layer than masked ones has as well is sent in full, or, where it is frozen, as that says.
     Sparse gradients are sent as they are.
