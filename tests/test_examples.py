@@ -56,3 +56,41 @@ def test_rigl():
     assert rigl["changes"] > 40 and rows["SET"]["changes"] > 40
     assert rigl["accuracy"] > 0.94 and rigl["accuracy"] > dense["accuracy"] - 0.025
     assert rows["SET"]["accuracy"] > fixed["accuracy"] and rigl["accuracy"] > fixed["accuracy"] + 0.015
+
+
+@pytest.mark.slow
+def test_learned_gate():
+    rows = run("learned_gate.py", "gates")
+    assert list(rows) == ["dense", "sigmoid", "straight_through", "hard_concrete"]
+    dense = rows.pop("dense")
+    assert dense["accuracy"] > 0.97 and dense["active"] == dense["weights"] == 34192
+    for row in rows.values():
+        assert row["active"] < 0.2 * dense["weights"]  # the penalty has closed four fifths of the gates, or more
+        assert row["accuracy"] > dense["accuracy"] - 0.02  # seven images of 360
+        assert row["accuracy"] == pytest.approx(row["gated accuracy"], abs=0.005)  # hardening costs nothing
+        assert len(row["densities"]) == 3 and all(0.01 < density < 1 for density in row["densities"])
+
+
+@pytest.mark.slow
+def test_frozen_halves():
+    rows = run("frozen_halves.py", "trained")
+    assert list(rows) == ["all", "output layer", "free half"]
+    every, last, half = rows.values()
+    assert half["first before"] > 0.97 and half["half"] == 3232  # half of 6464 weights
+    assert half["frozen"] == half["unchanged"] == half["half"]  # bit for bit
+    assert half["first"] == half["first before"] and half["same outputs"]
+    assert every["unchanged"] < 100 and not every["same outputs"] and every["first"] < half["first"] - 0.05
+    assert half["accuracy"] > 0.92 and half["accuracy"] > last["accuracy"] + 0.1
+    assert half["accuracy"] > every["accuracy"] - 0.05
+
+
+@pytest.mark.slow
+def test_swa():
+    rows = run("swa.py", "weights")
+    assert list(rows) == ["last", "SWA", "EMA"]
+    last = rows["last"]
+    assert last["accuracy"] > 0.97
+    for row in rows.values():
+        assert row["same masks"] and row["under"] == 0
+        assert 0.9 * 2586 < row["active"] <= 2586  # a tenth of 25856, exactly, of which some weights may be zero
+        assert row["accuracy"] >= last["accuracy"] - 0.005

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import io
@@ -12,7 +13,7 @@ import pytest
 import torch
 from conftest import DTYPES
 from maskfuse import Mask
-from maskfuse.nn import MaskedLinear, freeze, frozen_mask, unfreeze
+from maskfuse.nn import MaskedLinear, freeze, frozen_mask, keep_frozen, unfreeze
 from torch import nn
 
 SHAPE = (5, 7)
@@ -213,6 +214,56 @@ def test_nothing_keeps_a_dropped_parameter(dense):
         assert here() is None  # without a collection of cycles
     finally:
         gc.enable()
+
+
+def replaced(model):
+    model[0].weight = nn.Parameter(torch.randn(SHAPE))
+
+
+def replaced_and_failed(model):
+    replaced(model)
+    raise RuntimeError("halfway")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        replaced,
+        replaced_and_failed,
+        lambda model: model.to_empty(device="meta"),
+        lambda model: model.load_state_dict(copy.deepcopy(model.state_dict()), assign=True),
+    ],
+)
+@pytest.mark.parametrize("kept", [False, True])
+def test_keep_frozen(layer, dense, change, kept):
+    """What comes under a frozen parameter's name is frozen by its mask; without the context it is not."""
+    model = nn.Sequential(layer, nn.Linear(5, 7), nn.Linear(7, 5))
+    model[2].weight = layer.weight  # shared; it may not be any more
+    before = freeze(layer.weight, dense)
+    fails = pytest.raises(RuntimeError, match="halfway") if change is replaced_and_failed else contextlib.nullcontext()
+    with fails, keep_frozen(model) if kept else contextlib.nullcontext():
+        change(model)
+    assert layer.weight is not before
+    assert frozen_mask(layer.weight) == (Mask.from_dense(dense) if kept else None)
+    assert frozen_mask(model[1].weight) is None and frozen_mask(before) is not None
+    if kept and not layer.weight.is_meta:
+        assert not gradient(layer)[~dense].any() and layer.weight.grad.any()
+
+
+def test_keep_frozen_leaves_what_was_not_replaced(layer, dense):
+    freeze(layer.weight, dense)
+    with keep_frozen(layer):
+        unfreeze(layer.weight)
+    assert frozen_mask(layer.weight) is None
+    freeze(layer.weight, dense)
+    with keep_frozen(layer):
+        layer.weight = freeze(nn.Parameter(torch.randn(SHAPE)), ~dense)
+    assert frozen_mask(layer.weight) == Mask.from_dense(~dense)
+    wrong = pytest.raises(ValueError, match=r"must have the shape of parameter, \[2, 7\], got \[5, 7\]")
+    with wrong, keep_frozen(layer):
+        layer.weight = nn.Parameter(torch.randn(2, 7))
+    with pytest.raises(TypeError, match=r"model must be an nn\.Module, got Parameter"), keep_frozen(layer.weight):
+        pass
 
 
 P, M = nn.Parameter(torch.randn(5, 8)), torch.ones(5, 8, dtype=torch.bool)

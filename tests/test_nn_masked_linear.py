@@ -9,7 +9,7 @@ import pickle
 import pytest
 import torch
 from maskfuse import Mask
-from maskfuse.nn import MaskedLinear
+from maskfuse.nn import MaskedLinear, freeze, frozen_mask
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -218,6 +218,20 @@ def test_copies_share_the_mask(mask):
     torch.save(layer, buffer)
     buffer.seek(0)
     assert torch.load(buffer, weights_only=False).mask == mask
+
+
+def test_files_load_as_weights_only(mask):
+    """State with masks, masks themselves, and frozen parameters: nothing else has to be trusted."""
+    model = nn.Sequential(MaskedLinear(IN, OUT, mask=mask), nn.Linear(OUT, 4))
+    freeze(model[1].weight, Mask.random((4, OUT), 0.5))
+    buffer = io.BytesIO()
+    torch.save({"model": model.state_dict(), "masks": [mask], "frozen": model[1].weight}, buffer)
+    buffer.seek(0)
+    saved = torch.load(buffer, weights_only=True)
+    twin = nn.Sequential(MaskedLinear(IN, OUT), nn.Linear(OUT, 4))
+    twin.load_state_dict(saved["model"])
+    assert twin[0].mask == saved["masks"][0] == mask and torch.equal(twin[0].weight, model[0].weight)
+    assert frozen_mask(saved["frozen"]) == frozen_mask(model[1].weight)
 
 
 def test_dtype_leaves_the_mask_alone(mask):

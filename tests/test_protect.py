@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+import two_processes
 from maskfuse import Mask, protect
 from maskfuse.nn import MaskedConv2d, MaskedLinear, freeze
 from optimizers import ELEMENTWISE, TOGETHER, made, same_bits, take_state, takes, trained
@@ -318,13 +319,11 @@ def test_differentiable(name):
         assert not gradients[1][~active].any()
 
 
-def sharded(rank, processes, path):
+def sharded(rank):
     """One process of `test_fully_sharded_models`; errors end the test."""
     from torch.distributed.fsdp import fully_shard
 
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=processes)
-    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (processes,))
+    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (two_processes.PROCESSES,))
     torch.manual_seed(0)
     plain = nn.Sequential(MaskedLinear(9, 7), nn.ReLU(), nn.Linear(7, 5), MaskedLinear(5, 3))
     spread = copy.deepcopy(plain)
@@ -347,14 +346,13 @@ def sharded(rank, processes, path):
         assert same_bits(before[~mask], after[~mask]) and not (before == after)[mask].any()
         torch.testing.assert_close(after, want)
     assert not weights[1][1][0][~masks[0]].any() and weights[1][1][2][~masks[2]].all()
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
 def test_fully_sharded_models(tmp_path):
     """FSDP2 in two processes, whose parts of a weight differ in size."""
-    torch.multiprocessing.spawn(sharded, (2, str(tmp_path / "rendezvous")), nprocs=2)
+    two_processes.run(sharded, tmp_path)
 
 
 def test_every_optimizer_of_torch_is_tested():

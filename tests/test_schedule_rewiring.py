@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
-from datetime import timedelta
 
 import pytest
 import torch
+import two_processes
 from maskfuse import Mask, protect
 from maskfuse.nn import MaskedLinear
 from maskfuse.schedule import SET, RigL
@@ -225,12 +224,8 @@ def test_values_kept_under_old_masks_do_not_come_back(kind):
     assert torch.isfinite(model[0].weight).all()
 
 
-def processes(rank, path, kind):
+def processes(rank, kind):
     """One of two processes of `test_processes_change_their_masks_alike`; errors end the test."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{path}", rank=rank, world_size=2, timeout=timedelta(seconds=60)
-    )
     torch.manual_seed(0)
     model = network()
     if kind == "fsdp":
@@ -269,8 +264,6 @@ def processes(rank, path, kind):
             moment = moment.full_tensor() if kind == "fsdp" else moment
             assert not weight[~layer.mask.dense()].any() and not moment[~layer.mask.dense()].any()
             assert weight.any()
-    torch.distributed.barrier()
-    os._exit(0)  # destroy_process_group was seen to wait for ever for a thread of its own
 
 
 @pytest.mark.slow
@@ -278,4 +271,4 @@ def processes(rank, path, kind):
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_processes_change_their_masks_alike(kind, tmp_path):
     """Each sees other data: DDP, whose weights are whole everywhere, and FSDP2, whose weights are spread."""
-    torch.multiprocessing.spawn(processes, (str(tmp_path / "rendezvous"), kind), nprocs=2)
+    two_processes.run(processes, tmp_path, kind)

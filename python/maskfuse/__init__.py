@@ -1,6 +1,6 @@
 """Kernels and layers for networks in which weights or channels are switched off by a mask."""
 
-from . import functional, nn, optim, reference, schedule
+from . import distributed, functional, nn, optim, reference, schedule
 from ._self_test.run import self_test
 from .backends import use_backend
 from .convert import Policy, convert
@@ -17,6 +17,7 @@ from .info import build_info, explain
 from .mask import Mask
 from .optim.protect import is_protected, protect
 from .packing import pack, unpack
+from .syncing import sync_masks
 
 __all__ = [
     "Mask",
@@ -26,6 +27,7 @@ __all__ = [
     "channel_scatter",
     "channel_select",
     "convert",
+    "distributed",
     "explain",
     "fold",
     "functional",
@@ -42,6 +44,7 @@ __all__ = [
     "reference",
     "schedule",
     "self_test",
+    "sync_masks",
     "unpack",
     "use_backend",
 ]

@@ -84,8 +84,8 @@ class _StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        input = ctx.saved_tensors[0]
-        of_input = grad if ctx.all_active else keep_channels(grad, ctx.saved_tensors[1])
+        input, *active = ctx.saved_tensors  # looked at once: activation checkpointing gives them a single time
+        of_input = grad if ctx.all_active else keep_channels(grad, active[0])
         product = grad.to(ctx.dtype) * input
         return of_input, product.sum(_trailing(product)) if product.dim() > 2 else product, None
 

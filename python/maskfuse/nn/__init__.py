@@ -3,7 +3,7 @@
 from .bypass import Bypass
 from .channel_gate import ChannelGate, GatedChannels
 from .compact_sequential import CompactSequential
-from .freeze import freeze, frozen_mask, unfreeze
+from .freeze import freeze, frozen_mask, keep_frozen, unfreeze
 from .gated_conv2d import GatedConv2d
 from .gated_linear import GatedLinear
 from .masked_conv2d import MaskedConv2d
@@ -20,5 +20,6 @@ __all__ = [
     "MaskedLinear",
     "freeze",
     "frozen_mask",
+    "keep_frozen",
     "unfreeze",
 ]

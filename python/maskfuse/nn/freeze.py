@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .. import ops
-from .._sharded import placed_as
+from .._sharded import is_sharded, local, local_part, placed_as
 from ..functional._check import floating, mask_of
 from ..mask import Mask, describe
 from . import _unmet
@@ -26,13 +28,20 @@ class _Frozen:
 
     def __init__(self, mask: Mask) -> None:
         self.mask = mask
-        self.handle: Any = None
+        self.handles: list[Any] = []
 
     def masked(self, grad: Tensor) -> Tensor:
         mask = self.mask.to(grad.device)
         if not grad.is_meta:  # where bits have no values
             self.mask = mask  # the parameter has moved, once for all
         return ops.masked(grad, placed_as(mask.dense(), grad))
+
+    @torch.no_grad()
+    def accumulated(self, parameter: Tensor) -> None:
+        """Masks a gradient that has not come through the parameter, as FSDP2's does not."""
+        grad = parameter.grad
+        if grad is not None:
+            local(grad).masked_fill_(local_part(~self.mask.to(grad.device).dense(), grad), 0)
 
 
 def freeze(parameter: nn.Parameter, mask: Mask | Tensor) -> nn.Parameter:
@@ -45,8 +54,8 @@ def freeze(parameter: nn.Parameter, mask: Mask | Tensor) -> nn.Parameter:
     Freezing again replaces the mask; `unfreeze` ends it and `frozen_mask` tells. It belongs to the parameter object:
     deepcopy, pickle, `torch.save` of a module, moves and casts keep it, a `state_dict` does not have it, and what puts
     another parameter in its place loses it (`load_state_dict(assign=True)`, `to_empty`, `functional_call`,
-    `fully_shard`). With FSDP2 freeze after `fully_shard`, by a mask of the full shape: gradients are then masked by
-    `protect`, when the optimizer steps.
+    `fully_shard`): do that in `with keep_frozen(model):`, or freeze afterwards. A parameter that FSDP2 has sharded is
+    frozen by a mask of the full shape, and the gradient of each shard is masked when it has been reduced.
 
     Args:
         parameter: any shape, float32, float64, bfloat16 or float16.
@@ -73,7 +82,9 @@ def freeze(parameter: nn.Parameter, mask: Mask | Tensor) -> nn.Parameter:
     frozen = _Frozen(checked)
     trained = parameter.requires_grad
     parameter.requires_grad_(True)  # else torch takes no hook; the hook outlasts the flag
-    frozen.handle = parameter.register_hook(frozen.masked)
+    frozen.handles.append(parameter.register_hook(frozen.masked))
+    if is_sharded(parameter):
+        frozen.handles.append(parameter.register_post_accumulate_grad_hook(frozen.accumulated))
     parameter.requires_grad_(trained)
     attributes: Any = parameter
     here = weakref.ref(parameter)  # a cycle would keep its memory until the next garbage collection
@@ -93,7 +104,8 @@ def unfreeze(parameter: nn.Parameter) -> nn.Parameter:
     _check_parameter(parameter)
     frozen = parameter.__dict__.get(_FROZEN)
     if frozen is not None:
-        frozen.handle.remove()
+        for handle in frozen.handles:
+            handle.remove()
         for name in _OURS:
             delattr(parameter, name)
     return parameter
@@ -103,6 +115,36 @@ def frozen_mask(parameter: Tensor) -> Mask | None:
     """The mask that a parameter is frozen by (1: trained), or None where it is not frozen."""
     frozen = getattr(parameter, _FROZEN, None)
     return None if frozen is None else frozen.mask
+
+
+@contextmanager
+def keep_frozen(model: nn.Module) -> Iterator[None]:
+    """Parameters that take the place of frozen ones in it are frozen by the same masks::
+
+        with keep_frozen(model):
+            fully_shard(model)
+
+    So do `load_state_dict(assign=True)`, `to_empty`, and whatever else puts a parameter under a name that had one.
+
+    Raises:
+        TypeError: `model` is no module.
+        ValueError: when it ends: the new parameter has another shape.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    known = [
+        (module, name, mask, weakref.ref(parameter))
+        for module in model.modules()
+        for name, parameter in module._parameters.items()
+        if parameter is not None and (mask := frozen_mask(parameter)) is not None
+    ]
+    try:
+        yield
+    finally:
+        for module, name, mask, before in known:
+            now = module._parameters.get(name)
+            if now is not None and now is not before() and frozen_mask(now) is None:
+                freeze(now, mask)
 
 
 def _check_parameter(parameter: object) -> None:
@@ -125,4 +167,4 @@ def _reduce(here: weakref.ref[Any], protocol: int) -> tuple[Any, ...]:
 
 torch.serialization.add_safe_globals([freeze])
 
-__all__ = ["freeze", "frozen_mask", "unfreeze"]
+__all__ = ["freeze", "frozen_mask", "keep_frozen", "unfreeze"]

@@ -15,9 +15,9 @@ from .. import ops
 from .._sharded import is_sharded, local, local_part
 from .._traced import outside_of_graphs
 from ..mask import Mask
-from ..nn._masked import MaskedLayer, weight_of
+from ..nn._masked import weight_of
+from ..nn._trained import masked_layers, trained_parts
 from ..nn._unmet import PROTECTION
-from ..nn.freeze import frozen_mask
 
 AnyOptimizer = TypeVar("AnyOptimizer", bound=torch.optim.Optimizer)
 
@@ -66,7 +66,7 @@ def protect(optimizer: AnyOptimizer, model: nn.Module) -> AnyOptimizer:
     if is_protected(optimizer, model):
         return optimizer
     held = {id(p) for p in _parameters(optimizer)}
-    names = [id(p) for p in model.parameters()] + [id(weight_of(layer)) for _, layer in _masked_layers(model)]
+    names = [id(p) for p in model.parameters()] + [id(weight_of(layer)) for _, layer in masked_layers(model)]
     if held.isdisjoint(names):
         raise ValueError(
             f"optimizer ({type(optimizer).__name__} of {len(held)} parameters) has no parameter of model "
@@ -204,51 +204,17 @@ def _parameters(optimizer: torch.optim.Optimizer) -> Iterable[Tensor]:
     return (parameter for group in optimizer.param_groups for parameter in group["params"])
 
 
-def _masked_layers(model: nn.Module) -> Iterable[tuple[str, MaskedLayer]]:
-    return ((name, module) for name, module in model.named_modules() if isinstance(module, MaskedLayer))
-
-
 def _guarded(optimizer: torch.optim.Optimizer, models: Iterable[nn.Module]) -> list[_Guarded]:
-    parameters = {
-        id(parameter): (parameter, bool(group.get("differentiable", False)))
+    differentiable = {
+        id(parameter): bool(group.get("differentiable", False))
         for group in optimizer.param_groups
         for parameter in group["params"]
     }
-    masks: dict[int, Mask] = {}
-    zeros: dict[int, bool] = {}
-    for model in models:
-        for name, layer in _masked_layers(model):
-            weight = weight_of(layer)
-            where = f"the mask of layer {name!r} ({type(layer).__name__})"
-            if weight is None or (not isinstance(weight, nn.Parameter) and id(weight) not in parameters):
-                raise ValueError(
-                    f"{where} cannot be kept: its weight is computed from other parameters; freeze those by nn.freeze"
-                )
-            if id(weight) not in parameters:
-                continue
-            if layer.mask.shape != weight.shape:
-                raise ValueError(
-                    f"{where} must have the shape of its weight, {list(weight.shape)}, got {list(layer.mask.shape)}; "
-                    "set_mask sets one that fits"
-                )
-            known = masks.get(id(weight))
-            masks[id(weight)] = layer.mask if known is None or known is layer.mask else known | layer.mask
-            zeros[id(weight)] = zeros.get(id(weight), True) and not layer._retain
-    result = []
-    for key, (parameter, differentiable) in parameters.items():
-        mask, frozen = masks.get(key), frozen_mask(parameter)
-        if frozen is not None:
-            if frozen.shape != parameter.shape:
-                raise ValueError(
-                    f"the mask of a frozen parameter must have its shape, {list(parameter.shape)}, "
-                    f"got {list(frozen.shape)}; freeze it again"
-                )
-            mask = frozen if mask is None else mask.to(frozen.device) & frozen
-        if mask is None or mask.known_full or parameter.is_meta:
-            continue
-        mask = mask.to(parameter.device)
-        result.append(_Guarded(parameter, mask, zeros.get(key, False) and frozen is None, differentiable))
-    return result
+    return [
+        _Guarded(one.parameter, one.mask.to(one.parameter.device), one.zeros, differentiable[id(one.parameter)])
+        for one in trained_parts(_parameters(optimizer), models)
+        if not one.mask.known_full and not one.parameter.is_meta
+    ]
 
 
 def _mask_gradient(one: _Guarded) -> None:

@@ -9,6 +9,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from .. import _processes
+from .._processes import Group
 from .._sharded import is_sharded, local, local_part
 from ..mask import Mask
 from ._layers import MaskedWeight, Pool, Selection, masked_weights
@@ -25,6 +27,9 @@ class Schedule(ABC):
 
     Call `step` once after each step of the optimizer. A mask that changes is set with `set_mask`, which makes its plan;
     the old mask and its plan are kept by nobody.
+
+    Processes that train one model together step together. Each computes the masks, and all set those of the first one,
+    one bit a weight sent when masks may change; so they are the same whatever each has drawn or loaded.
     """
 
     def __init__(
@@ -36,6 +41,7 @@ class Schedule(ABC):
         budget: Budget,
         interval: int,
         end: int,
+        process_group: Group,
     ) -> None:
         if budget not in BUDGETS:
             raise ValueError(f"budget must be one of {', '.join(BUDGETS)}, got {budget!r}")
@@ -47,6 +53,7 @@ class Schedule(ABC):
         self.budget = budget
         self.interval = interval
         self.end = end
+        self.process_group = process_group
         self._step = 0
         self._seen = self._versions()
 
@@ -135,6 +142,9 @@ class Schedule(ABC):
         changed = False
         for one, flags in zip(pool.members, pool.split(active), strict=True):
             mask = Mask.from_dense(flags)
+            if _processes.count(self.process_group) > 1:
+                mask = Mask(_processes.first_ones(mask.bits, self.process_group), mask.shape)
+                flags = mask.dense()
             if all(layer.mask == mask for layer in one.layers):
                 continue
             changed = True

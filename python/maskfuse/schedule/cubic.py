@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from .._processes import Group
 from ..mask import largest
 from ._layers import Selection
 from ._schedule import Optimizers, Schedule, check_count
@@ -41,6 +42,8 @@ class CubicSchedule(Schedule):
         layers: names of layers, or a function of name and layer: which ones are masked; None for all.
         dense: the same, of those that stay dense; they count in the density, unlike layers that are not selected.
         retain: keep values under the mask.
+        process_group: of the processes that train the model together; None for the default one, if `torch.distributed`
+            runs. A process that trains a model of its own needs a group of its own.
 
     Raises:
         TypeError: no model, no optimizer, or a number of steps that is no integer.
@@ -62,8 +65,9 @@ class CubicSchedule(Schedule):
         layers: Selection | None = None,
         dense: Selection = (),
         retain: bool = False,
+        process_group: Group = None,
     ) -> None:
-        super().__init__(model, optimizer, layers, dense, budget, interval, end)
+        super().__init__(model, optimizer, layers, dense, budget, interval, end, process_group)
         check_count("begin", begin, 0)
         check_count("end", end, begin + 1)
         self.begin = begin

@@ -10,6 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from .. import _processes
+from .._processes import Group
 from .._sharded import local, whole
 from ..mask import largest
 from ._layers import MaskedWeight, Pool, Selection
@@ -36,8 +38,9 @@ class _Rewiring(Schedule):
         layers: Selection | None,
         dense: Selection,
         generator: torch.Generator | None,
+        process_group: Group,
     ) -> None:
-        super().__init__(model, optimizer, layers, dense, budget, interval, end)
+        super().__init__(model, optimizer, layers, dense, budget, interval, end, process_group)
         check_count("end", end, 1)
         count = self._count(self._check_density(density))
         if not 0.0 <= drop_fraction <= 1.0:
@@ -51,8 +54,10 @@ class _Rewiring(Schedule):
         shares = [1] if budget == "global" else proportions([m.mask.shape for m in self._rest], budget)
         self._counts = apportion(count, shares, limits)
         for pool, budgeted, numel in zip(self._pools, self._counts, limits, strict=True):
-            if pool.active != budgeted:
-                self._set(pool, largest(self._random(numel), budgeted))
+            drawn = pool.active != budgeted
+            # Masks that stay are set too: of several processes all take those of the first.
+            kept = pool.join(member.mask.dense() for member in pool.members)
+            self._set(pool, largest(self._random(numel), budgeted) if drawn else kept)
         self._seen = self._versions()
 
     def drop_fraction_at(self, step: int) -> float:
@@ -121,7 +126,7 @@ class SET(_Rewiring):
     the paper's begin at random. The optimizer's state of both is put back to that of a new weight, which is zero for
     moments; state that is not elementwise (Adafactor's factors, the history of L-BFGS) is left alone.
 
-    Processes that train one model together need generators of the same seed.
+    Processes that train one model together all set the masks that the first one draws.
 
     Args:
         model: has `MaskedLinear` and `MaskedConv2d` layers. Those that share a weight are masked alike.
@@ -139,6 +144,8 @@ class SET(_Rewiring):
         layers: names of layers, or a function of name and layer: which ones are masked; None for all.
         dense: the same, of those that stay dense; they count in the density, unlike layers that are not selected.
         generator: what is drawn from; None for torch's own, which a resumed training has to restore itself.
+        process_group: of the processes that train the model together; None for the default one, if `torch.distributed`
+            runs. A process that trains a model of its own needs a group of its own.
 
     Raises:
         TypeError: no model, no optimizer, or a number of steps that is no integer.
@@ -160,9 +167,21 @@ class SET(_Rewiring):
         layers: Selection | None = None,
         dense: Selection = (),
         generator: torch.Generator | None = None,
+        process_group: Group = None,
     ) -> None:
         super().__init__(
-            model, optimizer, density, interval, end, drop_fraction, annealing, budget, layers, dense, generator
+            model,
+            optimizer,
+            density,
+            interval,
+            end,
+            drop_fraction,
+            annealing,
+            budget,
+            layers,
+            dense,
+            generator,
+            process_group,
         )
 
     def _update(self, step: int) -> bool:
@@ -195,8 +214,7 @@ class RigL(_Rewiring):
     optimizer's state of both is put back to that of a new weight, which is zero for moments; state that is not
     elementwise (Adafactor's factors, the history of L-BFGS) is left alone.
 
-    Processes that train one model together need generators of the same seed, and the dense gradient is summed over
-    them, so that all change their masks alike.
+    Of processes that train one model together the dense gradient is summed, and all set the masks of the first one.
 
     Args:
         model: has `MaskedLinear` and `MaskedConv2d` layers. Those that share a weight are masked alike.
@@ -214,7 +232,8 @@ class RigL(_Rewiring):
         layers: names of layers, or a function of name and layer: which ones are masked; None for all.
         dense: the same, of those that stay dense; they count in the density, unlike layers that are not selected.
         generator: what the first masks are drawn from; None for torch's own.
-        process_group: over which dense gradients are summed; None for the default one, if `torch.distributed` runs.
+        process_group: of the processes that train the model together; None for the default one, if `torch.distributed`
+            runs. A process that trains a model of its own needs a group of its own.
 
     Raises:
         TypeError: no model, no optimizer, or a number of steps that is no integer.
@@ -236,12 +255,22 @@ class RigL(_Rewiring):
         layers: Selection | None = None,
         dense: Selection = (),
         generator: torch.Generator | None = None,
-        process_group: torch.distributed.ProcessGroup | None = None,
+        process_group: Group = None,
     ) -> None:
         super().__init__(
-            model, optimizer, density, interval, end, drop_fraction, annealing, budget, layers, dense, generator
+            model,
+            optimizer,
+            density,
+            interval,
+            end,
+            drop_fraction,
+            annealing,
+            budget,
+            layers,
+            dense,
+            generator,
+            process_group,
         )
-        self.process_group = process_group
         self._waiting = False  # a change waits for a gradient that is finite
         self._recorded: DenseGradients | None = None
 
@@ -324,7 +353,7 @@ class RigL(_Rewiring):
         return torch.zeros(one.mask.shape, device=weight.device)
 
     def _reduce(self, gradients: dict[str, Tensor]) -> None:
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if _processes.count(self.process_group) > 1:
             for gradient in gradients.values():
                 torch.distributed.all_reduce(gradient, group=self.process_group)
 
