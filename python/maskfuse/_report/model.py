@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..info import Explanation, explain
 from ..mask import Mask
-from ..nn import Bypass, ChannelGate, CompactSequential, GatedChannels
+from ..nn import Bypass, ChannelGate, CompactSequential
 from ..nn._gated import GatedLayer
 from ..nn._masked import MaskedLayer, weight_of
 from ..nn.freeze import frozen_mask
@@ -18,8 +18,8 @@ from .calls import calls_of
 from .report import Report
 from .rows import Bytes, Call, LayerReport, Mention, dtype_name, nbytes, plan_bytes, shares, structure_of, totals
 
-_LISTED: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv2d)  # and their masked and gated twins
-_MENTIONED: tuple[type[nn.Module], ...] = (Bypass, ChannelGate, GatedChannels, CompactSequential)
+_LISTED = (nn.Linear, nn.Conv2d)  # and their masked and gated twins
+_MENTIONED = (Bypass, ChannelGate, CompactSequential)
 
 
 def report(model: nn.Module, example_inputs: Any = None, *, batch: int | None = None, plain: bool = False) -> Report:

@@ -57,7 +57,7 @@ def picture(report: Report) -> Figure:
     for place, row in zip(places, rows, strict=True):
         axes.text(min(row.density + 0.01, 0.93), place, f"{row.density:.2%}", va="center", fontsize=7)
 
-    grid = below.subplots(down, across, squeeze=False).flat
+    grid = list(below.subplots(down, across, squeeze=False).flat)
     for axes in grid:
         axes.axis("off")
     for axes, row, name in zip(grid, rows, names, strict=False):
