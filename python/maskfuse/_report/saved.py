@@ -76,6 +76,7 @@ def _loaded(path: Path) -> Any:
         raise IsADirectoryError(f"{path} is a folder, not a file")
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}")
+    path.open("rb").close()  # an error here is the system's; below, the content's
     if path.suffix == ".safetensors":
         try:
             from safetensors import SafetensorError
@@ -96,9 +97,7 @@ def _loaded(path: Path) -> Any:
             f"{path} holds more than tensors ({refused[1]}), as a pickled module does, and nothing of it was run: "
             "torch.save(model.state_dict(), ...) writes what can be read"
         ) from error
-    except OSError:
-        raise
-    except Exception as error:  # torch.load raises what its readers do: RuntimeError, EOFError, ValueError, KeyError
+    except Exception as error:  # torch.load raises what its readers do: RuntimeError, EOFError, OSError, KeyError
         raise SavedError(f"{path} is no file of torch.save ({type(error).__name__})") from error
 
 
