@@ -15,6 +15,7 @@ is the ratio if they took none (Amdahl's law). `--check` exits with 1 where a ta
 
 from __future__ import annotations
 
+import argparse
 import copy
 import functools
 import os
@@ -34,20 +35,23 @@ TOKENS = 128
 TARGETS = {("encoder", "forward", "packed"): 1.8}
 
 
-def encoder(layers: int) -> tuple[nn.Module, Tensor, maskfuse.Policy]:
+def encoder(options: argparse.Namespace) -> tuple[nn.Module, Tensor, maskfuse.Policy]:
     """BERT without a head, token numbers `[1, TOKENS]`, and what is masked."""
-    config = transformers.BertConfig(num_hidden_layers=layers, vocab_size=1000)
+    config = transformers.BertConfig(num_hidden_layers=options.layers, vocab_size=1000)
     model = transformers.BertModel(config, add_pooling_layer=False)
     return model, torch.randint(1000, (1, TOKENS)), maskfuse.Policy(names="encoder.*", density=DENSITY)
 
 
-def resnet() -> tuple[nn.Module, Tensor, maskfuse.Policy]:
+def resnet(options: argparse.Namespace) -> tuple[nn.Module, Tensor, maskfuse.Policy]:
     """ResNet-18, an image `[1, 3, 224, 224]`, and what is masked."""
     config = transformers.ResNetConfig(
         embedding_size=64, hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2], layer_type="basic"
     )
     policy = maskfuse.Policy(types=(nn.Conv2d,), exclude="*embedder*", density=DENSITY)
     return transformers.ResNetModel(config), torch.randn(1, 3, 224, 224), policy
+
+
+MODELS = {"encoder": encoder, "ResNet-18": resnet}
 
 
 def inference(model: nn.Module, x: Tensor) -> Callable[[], object]:
@@ -91,7 +95,7 @@ def layers_alone(model: nn.Module, x: Tensor, names: Iterable[str]) -> Callable[
     return run
 
 
-def measured(name: str, made: tuple[nn.Module, Tensor, maskfuse.Policy], options) -> list[dict]:
+def measured(name: str, made: tuple[nn.Module, Tensor, maskfuse.Policy], options: argparse.Namespace) -> list[dict]:
     """Rows of one model."""
     dense, x, policy = made
     convolutional = x.dim() == 4
@@ -141,14 +145,15 @@ def measured(name: str, made: tuple[nn.Module, Tensor, maskfuse.Policy], options
 def main() -> int:
     parser = timing.arguments(__doc__)
     parser.add_argument("--layers", type=int, default=4, help="layers of the encoder (4)")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="which ones (all)")
     parser.add_argument("--compile", action="store_true", help="torch.compile of the models too")
     parser.set_defaults(budget=4.0)
     options = parser.parse_args()
     timing.pin(options.threads)
     torch.manual_seed(0)
     rows = []
-    for name, make in timing.progress([("encoder", lambda: encoder(options.layers)), ("ResNet-18", resnet)]):
-        rows += measured(name, make(), options)
+    for name in timing.progress(options.models):
+        rows += measured(name, MODELS[name](options), options)
     columns = {"model": "s", "section": "s", "is": "s", "format": "s", "masked layers": "d"}
     columns |= {"ms": ".1f", "vs dense": ".2f", "spread": ".0%", "share": ".0%", "bound": ".1f"}
     timing.table(f"transformers, float32, {options.threads} threads (vs dense: above 1 is faster)", rows, columns)
