@@ -92,10 +92,18 @@ def loss_of(model, inputs):
     return next(iter(result.values())).square().mean()
 
 
-def train(model, inputs, steps=3):
-    """AdamW with weight decay, and a schedule that prunes on in each step, to half of what is active."""
+def trained_before(model, inputs):
+    """An optimizer with momentum on all weights, from before anything is masked."""
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2, weight_decay=0.1)
+    loss_of(model.train(), inputs).backward()
+    optimizer.step()
+    return optimizer
+
+
+def train(model, inputs, optimizer, steps=3):
+    """With a schedule that prunes on in each step, to half of what is active."""
     model.train()
-    optimizer = protect(torch.optim.AdamW(model.parameters(), 1e-2, weight_decay=0.1), model)
+    protect(optimizer, model)
     layers = masked_layers(model)
     density = sum(m.mask.active for m in layers.values()) / sum(m.mask.numel for m in layers.values())
     pruning = schedule.CubicSchedule(
@@ -114,12 +122,13 @@ def test_convert_train_fold(name, policy):
     make, inputs, count = MODELS[name]
     model = make()
     keys = list(model.state_dict())
+    optimizer = trained_before(model, inputs)
     convert(model, POLICIES[policy])
     layers = masked_layers(model)
     assert len(layers) == count
     before = {n: layer.weight.detach().clone() for n, layer in layers.items()}
     active = {n: layer.mask for n, layer in layers.items()}
-    train(model, inputs)
+    train(model, inputs, optimizer)
     left = sum(layer.mask.active for layer in layers.values())
     assert left == round(sum(mask.active for mask in active.values()) / 2)
     for n, layer in layers.items():
@@ -163,14 +172,22 @@ def test_a_decoder_tied_to_the_embedding():
     with pytest.raises(ValueError, match=r"'cls.predictions.decoder'.*'bert.embeddings.word_embeddings' \(Embedding\)"):
         convert(model, 0.1)
     assert not masked_layers(model)
+    optimizer = trained_before(model, PADDED)
     convert(model, Policy(exclude="cls.predictions.decoder", density=0.1))
     assert len(masked_layers(model)) == 13 and type(model.get_output_embeddings()) is nn.Linear
     model.tie_weights()
-    train(model, PADDED)
+    train(model, PADDED, optimizer)
     with use_backend("reference"):
         exact = outputs(model, PADDED)
     assert all(torch.equal(a, b) for a, b in zip(outputs(fold(model), PADDED), exact, strict=True))
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight is embedding
+
+
+def test_layers_that_are_no_linear_layers_are_left_alone():
+    """GPT-2's are `Conv1D`, whose weights are transposed."""
+    config = transformers.GPT2Config(vocab_size=99, n_positions=32, n_embd=64, n_layer=1, n_head=2)
+    with pytest.warns(UserWarning, match=r"matches no layer of model \(GPT2Model\)"):
+        assert not masked_layers(convert(transformers.GPT2Model(config), 0.1))
 
 
 def test_an_untied_decoder_is_masked():
