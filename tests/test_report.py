@@ -198,6 +198,10 @@ def test_other_devices_dtypes_and_computed_weights():
     meta = convert(nn.Sequential(nn.Linear(64, 64, device="meta")), Policy(mask=Mask.random((64, 64), 0.5)))
     (row,) = report(meta).layers
     assert row.device == "meta" and row.active == 2048
+    (row,) = report(GatedLinear(8, 8, device="meta")).layers
+    assert row.structure == "sigmoid gates" and not row.masked and row.density == 1
+    (row,) = report(convert(nn.Conv2d(4, 4, 3), 0.5), torch.randn(0, 4, 5, 5)).layers
+    assert row.calls[0].batch == row.flop == 0 and row.kernel
     half = convert(nn.Linear(64, 64).bfloat16(), 0.5)
     assert report(half).layers[0].dtype == "bfloat16" and report(half).layers[0].bytes.weight == 8192
     assert report(half).layers[0].name == ""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._sharded import is_sharded
 from ..info import Explanation, explain
 from ..mask import Mask
 from ..nn import Bypass, ChannelGate, CompactSequential
@@ -69,7 +70,7 @@ def report(model: nn.Module, example_inputs: Any = None, *, batch: int | None = 
     parameters = list(model.parameters())
     scores = sum(layer.scores.numel() for layer in layers if isinstance(layer, GatedLayer))
     sums = totals(rows, sum(p.numel() for p in parameters), sum(map(nbytes, parameters)), scores, with_calls)
-    listed = tuple(row for row in rows if plain or row.masked or row.frozen is not None)
+    listed = tuple(row for row in rows if plain or row.structure != "dense" or row.frozen is not None)
     mentions = tuple(
         Mention(called[0], type(module).__name__, module.extra_repr())
         for module, called in names.items()
@@ -86,8 +87,9 @@ def _row(layer: Any, names: list[str], calls: Sequence[Call], first: dict[int, s
         mask = layer.mask
         structure = structure_of(mask)
     elif isinstance(layer, GatedLayer):
-        with torch.no_grad():
-            mask = None if layer.scores.is_meta else Mask.from_dense(layer._gate(sampled=False) > 0.5)
+        if not layer.scores.is_meta and not is_sharded(layer.scores):  # else there are no values here
+            with torch.no_grad():
+                mask = Mask.from_dense(layer._gate(sampled=False) > 0.5)
         structure = f"{layer.kind} gates"
     shape = mask.shape if mask is not None else layer.weight.shape if weight is None else weight.shape
     active = mask.active if mask is not None else shape.numel()
