@@ -33,6 +33,7 @@ bench: build
 	$(BIN)/python bench/bench_masked_conv2d.py
 	$(BIN)/python bench/bench_channel_gather.py
 	$(BIN)/python bench/models.py
+	$(BIN)/python bench/transformers_models.py
 
 # With the machine's own Python and torch: the wheel was built elsewhere, and there may be no package index here.
 gpu:

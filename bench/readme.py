@@ -153,6 +153,32 @@ def networks(result: dict) -> list[str]:
     ]
 
 
+def transformers(result: dict) -> list[str]:
+    rows = [
+        [
+            r["model"],
+            r["section"] + (f", {r['format']}" if r["format"] else ""),
+            r["is"],
+            f"{r['ms']:.1f}",
+            f"{r['vs dense']:.2f}",
+            f"{r['share']:.0%}" if "share" in r else "",
+        ]
+        for r in result["rows"]
+    ]
+    bounds = " and ".join(f"{r['bound']:.1f} ({r['model']})" for r in result["rows"] if "bound" in r)
+    return [
+        *wrapped(
+            f"Models of the transformers package ({result['transformers']}, random weights) after `convert`, 90 % of "
+            f"the weights masked, batch 1: {result['layers']} layers of BERT at their base size, {result['tokens']} "
+            f"tokens, and ResNet-18 on 224 x 224 without its stem: {machine(result)}. How many times faster than the "
+            "dense model (in the better format), and the share of a model's time that its masked layers take when they "
+            f"are called alone; were they free in the dense one, the ratios would be {bounds}:"
+        ),
+        "",
+        *table(["model", "", "", "ms", "against dense", "masked layers"], rows),
+    ]
+
+
 def main() -> None:
     readme = ROOT / "README.md"
     text = readme.read_text()
@@ -164,6 +190,7 @@ def main() -> None:
     lines += ["", *convolutions(json.loads((RESULTS / "masked_conv2d.json").read_text()))]
     lines += ["", *peers(json.loads((RESULTS / "peers_masked_conv2d.json").read_text()))]
     lines += ["", *networks(json.loads((RESULTS / "models.json").read_text()))]
+    lines += ["", *transformers(json.loads((RESULTS / "transformers_models.json").read_text()))]
     content = "\n".join([START, *lines, END])
     readme.write_text(pattern.sub(lambda match: content, text))
 

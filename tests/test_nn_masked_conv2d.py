@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import sys
 
 import maskfuse
 import pytest
@@ -144,3 +145,31 @@ def test_deferred_shapes(mask, x):
     layer.reset_parameters()
     assert layer.mask == mask and not layer.weight.detach()[~mask.dense()].any()
     assert layer(x).shape == (2, 40, 7, 6)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("recorded", [False, True])
+def test_the_usual_call_takes_the_short_way(groups, packed, recorded, monkeypatch):
+    """Straight to the op, with no backend asked for: the checks before it take longer than a small convolution."""
+    mask = Mask.random((64, 64 // groups, 3, 3), 0.1)
+    layer = MaskedConv2d(64, 64, 3, padding=1, stride=2, groups=groups, padding_mode="circular", mask=mask).eval()
+    if packed:
+        layer.pack()
+    x = torch.randn(2, 64, 5, 6)
+    with maskfuse.use_backend("cpu"):
+        want = layer(x)
+    module = sys.modules[MaskedConv2d.__module__]
+    monkeypatch.setattr(module, "checked_masked_conv2d", lambda *args: pytest.fail("the long way"))
+    with torch.set_grad_enabled(recorded):
+        assert torch.equal(layer(x), want) and layer(x).requires_grad is recorded
+    monkeypatch.setattr(module, "checked_masked_conv2d", lambda *args: "the long way")
+    with maskfuse.use_backend("reference"):
+        assert layer(x) == "the long way"
+    for other in (torch.randn(2, 63, 5, 6), torch.randn(64, 5, 6), x.double()):
+        assert layer(other) == "the long way"  # which says what is wrong, or takes an image alone
+    assert layer(x, channels=torch.ones(64, dtype=torch.bool)) == "the long way"
+    layer.bias = nn.Parameter(torch.empty(64, device="meta"))
+    assert layer(x) == "the long way"
+    full = MaskedConv2d(64, 64, 3)
+    assert torch.equal(full(x), full.to_dense()(x))

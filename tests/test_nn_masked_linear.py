@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import sys
 
+import maskfuse
 import pytest
 import torch
 from maskfuse import Mask
@@ -290,3 +292,25 @@ def test_shared_weights_and_hooks(mask):
     (layer(x) + tied(x)).sum().backward()
     torch.testing.assert_close(layer.weight.grad, torch.where(mask.dense(), 2 * x.sum(0).expand(OUT, IN), 0))
     assert seen == [(2, OUT)]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("recorded", [False, True])
+def test_the_usual_call_takes_the_short_way(packed, recorded, monkeypatch):
+    """Straight to the op, with no backend asked for: the checks before it take longer than a small product."""
+    layer = MaskedLinear(64, 64, mask=Mask.random((64, 64), 0.1)).eval()
+    if packed:
+        layer.pack()
+    x = torch.randn(3, 64)
+    with maskfuse.use_backend("cpu"):
+        want = layer(x)
+    module = sys.modules[MaskedLinear.__module__]
+    monkeypatch.setattr(module, "checked_masked_linear", lambda *args: pytest.fail("the long way"))
+    with torch.set_grad_enabled(recorded):
+        assert torch.equal(layer(x), want) and layer(x).requires_grad is recorded
+    monkeypatch.setattr(module, "checked_masked_linear", lambda *args: "the long way")
+    with maskfuse.use_backend("reference"):
+        assert layer(x) == "the long way"
+    assert layer(torch.randn(3, 5)) == layer(x.double()) == "the long way"  # which says what is wrong
+    layer.bias = torch.nn.Parameter(torch.empty(64, device="meta"))
+    assert layer(x) == "the long way"

@@ -1,6 +1,7 @@
 """Kernels and layers for networks in which weights or channels are switched off by a mask."""
 
 from . import distributed, functional, nn, optim, reference, schedule
+from ._report.model import report
 from ._self_test.run import self_test
 from .backends import use_backend
 from .convert import Policy, convert
@@ -42,6 +43,7 @@ __all__ = [
     "pack",
     "protect",
     "reference",
+    "report",
     "schedule",
     "self_test",
     "sync_masks",

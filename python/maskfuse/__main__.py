@@ -1,4 +1,4 @@
-"""`python -m maskfuse {info, self-test, demo}`."""
+"""`python -m maskfuse {info, self-test, report, demo}`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 from . import build_info, self_test
+from ._report.report import Report
+from ._report.saved import report_file
 
 
 def _info(arguments: argparse.Namespace) -> int:
@@ -27,6 +29,41 @@ def _self_test(arguments: argparse.Namespace) -> int:
     result = self_test()
     print(json.dumps(result.as_dict(), indent=2) if arguments.json else result)
     return 0 if result.passed else 1
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    try:
+        report = report_file(arguments.file, arguments.batch)
+        if arguments.plot is not None:
+            report.plot(arguments.plot)
+    except (OSError, ValueError, ImportError) as error:
+        print(f"maskfuse report: {error}", file=sys.stderr)
+        return 1
+    if arguments.json:
+        print(report.to_json())
+    else:
+        _print(report)
+    return 0
+
+
+def _print(report: Report) -> None:
+    """By rich where it is installed and a person looks on."""
+    if sys.stdout.isatty():
+        try:
+            from rich.console import Console
+        except ImportError:
+            pass
+        else:
+            Console().print(report)
+            return
+    print(report)
+
+
+def _batch(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must not be negative, got {value}")
+    return value
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -51,6 +88,12 @@ def main(argv: list[str] | None = None) -> int:
     test = commands.add_parser("self-test", help="every kernel of this machine against plain PyTorch, once, small")
     test.add_argument("--json", action="store_true", help="print JSON instead of the table")
     test.set_defaults(function=_self_test)
+    report = commands.add_parser("report", help="what is masked in a saved state dict, and what it takes")
+    report.add_argument("file", type=Path, help="of torch.save(model.state_dict(), FILE), or FILE.safetensors")
+    report.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    report.add_argument("--plot", type=Path, metavar="FILE", help="write a picture of masks and densities (matplotlib)")
+    report.add_argument("--batch", type=_batch, default=1, help="rows, for the kernels of linear layers (1)")
+    report.set_defaults(function=_report)
     demo = commands.add_parser("demo", help="train, mask and fine-tune on handwritten digits, and measure")
     demo.add_argument("--output", type=Path, default=Path("out"), help="folder for the plot and the JSON (out)")
     demo.add_argument("--json", action="store_true", help="print JSON instead of the table")

@@ -61,7 +61,7 @@ def names() -> list[str]:
 
 def requested() -> tuple[str, ...] | None:
     """The backends asked for in this thread, or by the environment when maskfuse was imported, in order; or None."""
-    return getattr(_chosen, "names", None) or _from_environment
+    return getattr(_chosen, "names", None) or _from_environment or None
 
 
 def _known(name: str) -> Backend:

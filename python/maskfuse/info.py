@@ -18,6 +18,7 @@ from .functional._backends import triton_is_interpreted
 from .functional._check import FLOATING
 from .functional.masked_linear import packed_by_triton
 from .mask import COMPACT_DENSITY, Mask, has_lists, has_plan
+from .nn._gated import GatedLayer
 from .ops import LIBRARY_GEMM
 from .ops.library import library_info, pairs
 
@@ -104,6 +105,32 @@ class Explanation:
         return "\n".join(lines)
 
 
+_DIRECTIONS = ("forward", "input_grad", "weight_grad")
+
+
+def _checked_dtype(dtype: torch.dtype) -> torch.dtype:
+    if dtype not in FLOATING:
+        raise TypeError(f"dtype must be float32, float64, bfloat16 or float16, got {dtype}")
+    return dtype
+
+
+def _backend(op: str, on: torch.device) -> tuple[str, dict[str, str]]:
+    """The backend that runs an op, and why the others do not."""
+    backend = backends.choose(op, on, warn=False).name
+    others = {
+        name: reason or "not asked for" if backends.requested() else reason or "comes after it"
+        for name, reason in backends.verdicts(op, on)
+        if name != backend
+    }
+    return backend, others
+
+
+def _estimates(candidates: str) -> dict[str, float]:
+    """Kernel -> estimated microseconds, of what the ops say that name candidates: the chosen one first."""
+    words = [line.split() for line in candidates.splitlines()]
+    return {kernel: float(time) / 1e3 for kernel, time, *_ in words}
+
+
 def _conv_arguments(
     layer_or_mask: object, mask: Mask, batch: int, size: tuple[int, int] | None
 ) -> tuple[list[int], list[int], torch.Tensor, list[torch.Tensor], list[int], list[int], list[int], int]:
@@ -186,7 +213,8 @@ def explain(
 
     Args:
         layer_or_mask: a `MaskedLinear` or `MaskedConv2d`, or the `Mask` of one; a convolution's mask alone is taken
-            for a layer that keeps the size of images (stride and dilation 1, half of the kernel as padding).
+            for a layer that keeps the size of images (stride and dilation 1, half of the kernel as padding). Or a
+            `GatedLinear` or `GatedConv2d`, which computes with all of its weights; a convolution needs no size then.
         batch: number of input rows (all leading dimensions together), or of images.
         device: where; the layer's or mask's device by default.
         dtype: of the operands; the layer's, or float32.
@@ -194,45 +222,40 @@ def explain(
         memory_format: of a convolution's input, `torch.contiguous_format` or `torch.channels_last`.
 
     Raises:
-        TypeError: neither a masked layer nor a mask, or a dtype that no kernel takes.
+        TypeError: neither a masked or gated layer nor a mask, or a dtype that no kernel takes.
         ValueError: a negative batch, a mask of another shape, or a convolution without a size that its kernel fits.
     """
+    if batch < 0:
+        raise ValueError(f"batch must not be negative, got {batch}")
+    if isinstance(layer_or_mask, GatedLayer):
+        return _explain_gated(layer_or_mask, batch, device, dtype)
     mask = layer_or_mask if isinstance(layer_or_mask, Mask) else getattr(layer_or_mask, "mask", None)
     if not isinstance(mask, Mask):
-        raise TypeError(f"layer_or_mask must be a masked layer or a Mask, got {type(layer_or_mask).__name__}")
+        raise TypeError(f"layer_or_mask must be a masked or gated layer or a Mask, got {type(layer_or_mask).__name__}")
     if len(mask.shape) not in (2, 4):
         raise ValueError(
             f"layer_or_mask must have a mask [out, in] or [out, in / groups, height, width], got {list(mask.shape)}"
         )
-    if batch < 0:
-        raise ValueError(f"batch must not be negative, got {batch}")
     if isinstance(layer_or_mask, nn.Module):
         weight = layer_or_mask.weight
         assert isinstance(weight, torch.Tensor)
         device = device or weight.device
         dtype = dtype or weight.dtype
     on = torch.device(device or mask.device)
-    dtype = dtype or torch.float32
-    if dtype not in FLOATING:
-        raise TypeError(f"dtype must be float32, float64, bfloat16 or float16, got {dtype}")
+    dtype = _checked_dtype(dtype or torch.float32)
 
     conv = len(mask.shape) == 4
     _ = mask.plan  # what calls know of the mask they know from it
     op = "masked_conv2d" if conv else "masked_linear"
     about = _conv_arguments(layer_or_mask, mask, batch, size) if conv else (batch, mask.bits, mask.shape[1], mask.plan)
-    backend = backends.choose(op, on, warn=False).name
-    ruled_out = {
-        name: reason or "not asked for" if backends.requested() else reason or "comes after it"
-        for name, reason in backends.verdicts(op, on)
-        if name != backend
-    }
+    backend, ruled_out = _backend(op, on)
     packed_values: Any = getattr(layer_or_mask, "_packed", ())
     plan = [*about[3], *([] if packed_by_triton(packed_values) else packed_values)]
     candidates = getattr(torch.ops.maskfuse, f"{op}_candidates")
     plain = "F.conv2d" if conv else "F.linear"
     layout = (memory_format == torch.channels_last,) if conv else ()
     kernels, estimates = {}, {}
-    for direction in ("forward", "input_grad", "weight_grad"):
+    for direction in _DIRECTIONS:
         if backend in ("cuda", "triton"):
             ops = torch.ops.maskfuse if backend == "cuda" else torch.ops.maskfuse_triton
             packed = _reads_packed(layer_or_mask, dtype, backend)
@@ -244,8 +267,39 @@ def explain(
         elif mask.structure == "full" and (conv or LIBRARY_GEMM):
             kernels[direction] = plain
         else:
-            found = candidates(direction, *about[:3], plan, *about[4:], dtype, *layout)
-            words = [line.split() for line in found.splitlines()]
-            estimates[direction] = {kernel: float(time) / 1e3 for kernel, time, *_ in words}
-            kernels[direction] = f"{words[0][0]} {torch.ops.maskfuse.cpu_level()}"
+            estimates[direction] = _estimates(candidates(direction, *about[:3], plan, *about[4:], dtype, *layout))
+            kernels[direction] = f"{next(iter(estimates[direction]))} {torch.ops.maskfuse.cpu_level()}"
     return Explanation(op, on.type, backend, kernels, estimates, ruled_out, repr(mask))
+
+
+def _explain_gated(
+    layer: GatedLayer, batch: int, device: torch.device | str | None, dtype: torch.dtype | None
+) -> Explanation:
+    """Of a layer that takes gates into each product: kernels that read factors, or torch's on the gated weight."""
+    weight = layer.weight
+    on = torch.device(device or weight.device)
+    dtype = _checked_dtype(dtype or weight.dtype)
+    conv = weight.dim() == 4
+    kind = "gated" if layer.kind == "sigmoid" else "masked"  # other kinds' gates are a tensor, as real-valued masks are
+    op = f"{kind}_conv2d" if conv else f"{kind}_linear"
+    backend, ruled_out = _backend(op, on)
+    kernels: dict[str, str] = {}
+    estimates: dict[str, dict[str, float]] = {}
+    for direction in _DIRECTIONS:
+        if conv or backend == "reference":
+            kernels[direction] = f"{'F.conv2d' if conv else 'F.linear'} on weight * gate"
+        elif backend == "cpu":
+            bits = Mask.full(weight.shape).bits
+            found = torch.ops.maskfuse.masked_linear_candidates(direction, batch, bits, weight.shape[1], [], dtype)
+            estimates[direction] = _estimates(found)
+            if dtype.itemsize < 4:  # the library would round the product of a weight and its gate
+                estimates[direction].pop("library", None)
+            kernels[direction] = f"{next(iter(estimates[direction]))} {torch.ops.maskfuse.cpu_level()}"
+        else:
+            ops = torch.ops.maskfuse if backend == "cuda" else torch.ops.maskfuse_triton
+            processors, capability = _gpu(on)
+            # Hopper's own kernels take bits alone.
+            about = (batch, *weight.shape, dtype, False, processors, min(capability, 80))
+            kernels[direction] = ops.masked_linear_choice(direction, *about)
+    gates = f"{layer.kind} gates at a temperature of {layer.temperature:.4g} on {list(weight.shape)}"
+    return Explanation(op, on.type, backend, kernels, estimates, ruled_out, gates)

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from .. import ops
 from .._sharded import local, local_part, placed_as
+from ..backends import requested
 from ..functional._check import mask_of
 from ..mask import Mask
 from . import _unmet
@@ -266,6 +268,28 @@ class MaskedLayer(nn.Module):
             self.weight = nn.Parameter(weight, requires_grad=self.weight.requires_grad)
         else:
             self._zero_masked()
+
+
+def takes_short_way(input: Tensor, weight: Tensor, bias: Tensor | None, mask: Mask) -> bool:
+    """Whether a call may go straight to the CPU's op, which checks all of its operands but where they are: nothing is
+    traced, transformed or cast, and no backend was asked for. Where the op refuses, the function says why in its own
+    words."""
+    return (
+        type(input) is Tensor
+        and input.is_cpu
+        and weight.is_cpu
+        and (bias is None or bias.is_cpu)
+        and mask.bits.is_cpu
+        and ops.plain()
+        and requested() is None
+    )
+
+
+def is_recorded(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether a gradient of an operand may be asked for."""
+    return torch.is_grad_enabled() and (
+        weight.requires_grad or input.requires_grad or (bias is not None and bias.requires_grad)
+    )
 
 
 def weight_of(layer: MaskedLayer) -> Tensor | None:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .. import ops
 from ..functional.masked_conv2d import checked_masked_conv2d
 from ..mask import Mask
-from ._masked import MaskedLayer
+from ._masked import MaskedLayer, is_recorded, takes_short_way
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -97,7 +98,20 @@ class MaskedConv2d(MaskedLayer, nn.Conv2d):
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = (0, 0)
+        mask = self._mask
         packed = self._packed if self._packed and self._packed_holds(weight) else []
+        usual = channels is None and not isinstance(padding, str) and input.dim() == 4 and weight.numel() > 0
+        if usual and takes_short_way(input, weight, bias, mask):
+            plan = mask.plan if self.groups == 1 else []  # which is what tells that a mask is full
+            if mask.known_full:
+                return F.conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
+            operands = input, weight, mask.bits, [*plan, *packed], bias
+            try:
+                if is_recorded(input, weight, bias):
+                    return ops.masked_conv2d.record(*operands, self.stride, padding, self.dilation, self.groups)
+                return ops.masked_conv2d_unrecorded(*operands, self.stride, padding, self.dilation, self.groups)
+            except RuntimeError:
+                pass
         return checked_masked_conv2d(
-            input, weight, self._mask, bias, self.stride, padding, self.dilation, self.groups, packed, channels
+            input, weight, mask, bias, self.stride, padding, self.dilation, self.groups, packed, channels
         )

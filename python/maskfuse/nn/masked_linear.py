@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..backends import choose, requested
+from ..backends import choose
 from ..functional.masked_linear import checked_masked_linear
 from ..mask import Mask
-from ._masked import MaskedLayer
+from ._masked import MaskedLayer, is_recorded, takes_short_way
 
 
 class MaskedLinear(MaskedLayer, nn.Linear):
@@ -66,22 +66,12 @@ class MaskedLinear(MaskedLayer, nn.Linear):
         weight, bias, mask, packed = self.weight, self.bias, self._mask, self._packed
         if packed and not self._packed_holds(weight):
             packed = []
-        if (
-            channels is None
-            and type(input) is Tensor
-            and input.is_cpu
-            and weight.is_cpu
-            and ops.plain()
-            and requested() is None
-        ):
-            # The short way to the op, which checks its operands as well; where it refuses, the long way says why.
+        if channels is None and takes_short_way(input, weight, bias, mask):
             plan = [*mask.plan, *packed] if packed else mask.plan
             if mask.known_full and ops.LIBRARY_GEMM:
                 return super().forward(input)
             try:
-                if torch.is_grad_enabled() and (
-                    weight.requires_grad or input.requires_grad or (bias is not None and bias.requires_grad)
-                ):
+                if is_recorded(input, weight, bias):
                     return ops.masked_linear.record(input, weight, mask.bits, plan, bias)
                 return ops.masked_linear_unrecorded(input, weight, mask.bits, plan, bias)
             except RuntimeError:

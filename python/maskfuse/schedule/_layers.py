@@ -42,6 +42,15 @@ class MaskedWeight:
         """Number of weights, active or not."""
         return self.mask.numel
 
+    def check_masked(self) -> None:
+        """Raises RuntimeError where a layer is masked no more."""
+        for layer in self.layers:
+            if not isinstance(layer, MaskedLayer):
+                raise RuntimeError(
+                    f"layer {self.name!r} ({type(layer).__name__}) is masked no more: the model was folded, and this "
+                    "schedule has nothing left to do"
+                )
+
     def magnitude(self, all_of_it: bool = False) -> Tensor:
         """Of the weight's shape, float32 or float64: absolute values, and -1 under the mask, or everywhere values."""
         value = whole(self.weight.detach()).abs()

@@ -78,9 +78,11 @@ class Schedule(ABC):
         Raises:
             RuntimeError: the optimizer has not stepped since the last call (noticed on the CPU, where weights count
                 their changes), though there are gradients, which are finite: those of a step that `GradScaler`
-                skips are not.
+                skips are not. Or a layer is masked no more, in a model that was folded.
             ValueError: a weight is NaN.
         """
+        for one in self._weights:
+            one.check_masked()
         self._check_order()
         changed = self._update(self._step + 1)
         self._step += 1

@@ -1,0 +1,178 @@
+"""A report of a file: the state dict of a model with masked layers, and no model."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..info import Explanation, explain
+from ..mask import Mask
+from .report import Report
+from .rows import Bytes, Call, LayerReport, dtype_name, nbytes, plan_bytes, shares, structure_of, totals
+
+_BITS, _SCORES, _TEMPERATURE = ".mask_bits", ".scores", ".temperature"
+
+
+class SavedError(ValueError):
+    """A file that is no state dict, or one that cannot be right."""
+
+
+def report_file(path: Path, batch: int = 1) -> Report:
+    """The report of a state dict that was written by `torch.save` or safetensors (`.safetensors`).
+
+    Tensors alone are loaded (`weights_only=True`): no pickled code runs. A state dict may lie within others, as in
+    `{"model": ..., "optimizer": ...}`: the first one that has mask bits, else the first that has tensors, is taken.
+
+    Args:
+        path: the file.
+        batch: rows, for the kernels of linear layers.
+
+    Raises:
+        OSError: the file cannot be read.
+        ImportError: safetensors is not installed.
+        SavedError: it is no state dict of tensors, or bits do not fit their weight.
+    """
+    state = _state_of(_loaded(path))
+    if state is None:
+        raise SavedError(f"{path} holds no state dict: no tensors under names")
+    return report_state(state, path.name, batch)
+
+
+def report_state(state: Mapping[str, Any], name: str, batch: int = 1) -> Report:
+    """The report of a state dict; `name` is its title."""
+    tensors = {key: value for key, value in state.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    first: dict[tuple[Any, ...], str] = {}
+    rows = []
+    for layer, mask, kind in _layers(tensors):
+        weight = tensors[_key(layer, "weight")]
+        rows.append(_row(layer, mask, kind, tensors, shares(first, _storage(weight), layer), batch))
+    aside = (_BITS, _SCORES, _TEMPERATURE)
+    gated = {row.name for row in rows if row.kind.startswith("Gated")}
+    kept = {
+        _storage(tensor): tensor
+        for key, tensor in tensors.items()
+        if not (("." + key).endswith(_BITS) or (_parent(key) in gated and ("." + key).endswith(aside)))
+    }
+    scores = [tensors[_key(name, "scores")] for name in gated]
+    numel = sum(t.numel() for t in kept.values())
+    size = sum(nbytes(t) for t in [*kept.values(), *scores])
+    sums = totals(rows, numel + sum(t.numel() for t in scores), size, sum(t.numel() for t in scores), False)
+    if not rows:
+        notes: tuple[str, ...] = ("no layer is masked: no entry named mask_bits beside a weight",)
+    else:
+        notes = (f"kernels are those of linear layers, {batch} rows, on the CPU",)
+        notes += ("parameters are all entries but masks and gates, buffers among them",)
+    return Report(name, tuple(rows), (), sums, notes)
+
+
+def _loaded(path: Path) -> Any:
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, not a file")
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file {path}")
+    path.open("rb").close()  # an error here is the system's; below, the content's
+    if path.suffix == ".safetensors":
+        try:
+            from safetensors import SafetensorError
+            from safetensors.torch import load_file
+        except ImportError as error:
+            raise ImportError(f"{path} needs safetensors ({error}): pip install 'maskfuse[checkpoint]'") from error
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise SavedError(f"{path} is no safetensors file: {error}") from error
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        if refused is None:
+            raise SavedError(f"{path} is no file of torch.save") from error
+        raise SavedError(
+            f"{path} holds more than tensors ({refused[1]}), as a pickled module does, and nothing of it was run: "
+            "torch.save(model.state_dict(), ...) writes what can be read"
+        ) from error
+    except Exception as error:  # torch.load raises what its readers do: RuntimeError, EOFError, OSError, KeyError
+        raise SavedError(f"{path} is no file of torch.save ({type(error).__name__})") from error
+
+
+def _state_of(loaded: Any) -> Mapping[str, Any] | None:
+    """The first state dict that has mask bits, else the first that has tensors."""
+    found = list(_states(loaded))
+    masked = (state for state in found if any(("." + str(key)).endswith(_BITS) for key in state))
+    return next(masked, found[0] if found else None)
+
+
+def _states(loaded: Any) -> Iterator[Mapping[str, Any]]:
+    if not isinstance(loaded, Mapping):
+        return
+    if any(isinstance(key, str) and isinstance(value, Tensor) for key, value in loaded.items()):
+        yield loaded
+    for value in loaded.values():
+        yield from _states(value)
+
+
+def _layers(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Mask, str]]:
+    """Name, mask and kind of each masked or gated layer."""
+    for key, value in tensors.items():
+        layer = _parent(key)
+        weight = tensors.get(_key(layer, "weight"))
+        if weight is None:
+            continue
+        if ("." + key).endswith(_BITS):
+            try:
+                yield layer, Mask.from_bits(value, weight.shape), "Masked" + _twin(weight)
+            except (TypeError, ValueError) as error:
+                raise SavedError(f"{key}: {error}") from error
+        elif ("." + key).endswith(_SCORES) and _key(layer, "temperature") in tensors and value.shape == weight.shape:
+            yield layer, Mask.from_dense(value > 0), "Gated" + _twin(weight)  # a gate above a half, of every kind
+
+
+def _twin(weight: Tensor) -> str:
+    return "Conv2d" if weight.dim() == 4 else "Linear"
+
+
+def _parent(key: str) -> str:
+    return key.rpartition(".")[0]
+
+
+def _key(layer: str, entry: str) -> str:
+    return f"{layer}.{entry}" if layer else entry
+
+
+def _storage(t: Tensor) -> tuple[Any, ...]:
+    """The same for tensors that are one in memory."""
+    return (t.data_ptr() if t.numel() else id(t), t.dtype, tuple(t.shape), t.stride())
+
+
+def _row(name: str, mask: Mask, kind: str, tensors: Mapping[str, Tensor], other: str | None, batch: int) -> LayerReport:
+    weight = tensors[_key(name, "weight")]
+    gated = kind.startswith("Gated")
+    explained: Explanation | None = None
+    if kind == "MaskedLinear" and weight.is_floating_point():
+        explained = explain(mask, batch=batch, dtype=weight.dtype)
+    scores = nbytes(tensors[_key(name, "scores")]) if gated else 0
+    bits, plan = (0, 0) if gated else (nbytes(mask.bits), plan_bytes(mask))
+    return LayerReport(
+        name=name,
+        also=(),
+        kind=kind,
+        shape=tuple(weight.shape),
+        dtype=dtype_name(weight.dtype),
+        device="cpu",
+        structure="gates" if gated else structure_of(mask),
+        weights=mask.numel,
+        active=mask.active,
+        trained=mask.active,
+        bytes=Bytes(nbytes(weight), bits, plan, scores=scores),
+        shares=other,
+        calls=(Call(batch=batch),) if explained is not None else (),
+        kernel=None if explained is None else explained.kernels["forward"],
+        backend=None if explained is None else explained.backend,
+        mask=mask,
+    )
