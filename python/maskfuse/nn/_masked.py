@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from .._sharded import local, local_part, placed_as
-from ..functional._check import mask_of
 from ..mask import Mask
 from . import _unmet
+from ._with_mask import KEY, LayerWithMask
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_KEY = "mask_bits"
+    from ._compact import CompactLayer
 
 
 def _version(weight: Tensor) -> int | None:
@@ -25,13 +25,14 @@ def _version(weight: Tensor) -> int | None:
     return None if weight.is_inference() else weight._version
 
 
-class MaskedLayer(nn.Module):
+class MaskedLayer(LayerWithMask):
     """A layer with a dense parameter `weight` and a binary mask on it; a base for `MaskedLinear` and its like.
 
     Subclasses name the plain layer they are twins of, and what makes another one like it.
     """
 
     plain: ClassVar[type[nn.Module]]
+    compact: ClassVar[type[CompactLayer]]
     packs_on: ClassVar[tuple[str, ...]] = ("cpu",)  # devices whose kernels read a packed weight
     weight: Any  # as the plain layer declares them
     bias: Any
@@ -95,15 +96,12 @@ class MaskedLayer(nn.Module):
                 layer.weight.masked_fill_(~self._mask.dense(), 0)
         return layer
 
-    @property
-    def mask_bits(self) -> Tensor:
-        """`mask.bits`, under the name of its entry in `state_dict`: some checkpointers look entries up."""
-        return self._mask.bits
+    def to_compact(self) -> Any:
+        """A `CompactLinear` or `CompactConv2d` with copies of the active weights and the bias, and the same mask.
 
-    @property
-    def mask(self) -> Mask:
-        """The current mask; change it with `set_mask`."""
-        return self._mask
+        Values retained under the mask are left behind.
+        """
+        return self.compact.from_dense(self)
 
     def set_mask(self, mask: Mask | Tensor, retain: bool = False) -> None:
         """Masks the weight anew and writes zero under the mask, or with `retain` keeps the values there.
@@ -116,17 +114,7 @@ class MaskedLayer(nn.Module):
                 the functions of `maskfuse` take it).
             ValueError: the shape is not the weight's.
         """
-        if isinstance(mask, Tensor):
-            if mask.is_floating_point():
-                raise TypeError(
-                    f"mask must be a Mask, bool or 0/1 integers, got a floating tensor {list(mask.shape)}; "
-                    "a layer's mask is binary"
-                )
-            mask = mask.to(self.weight.device) if not self.weight.is_meta else mask
-        elif isinstance(mask, Mask):
-            mask = self._placed(mask)
-        checked = mask_of(mask, self.weight, Mask.from_dense)
-        assert isinstance(checked, Mask)
+        checked = self._fitting(mask, self.weight)
         self.unpack()
         self._mask = self._placed(checked)
         self._retain = bool(retain)
@@ -192,18 +180,6 @@ class MaskedLayer(nn.Module):
         """Copies and pickles carry no packed weight."""
         return {**self.__dict__, "_packed": [], "_packed_from": None}
 
-    def extra_repr(self) -> str:
-        """The plain layer's, with density and structure of the mask."""
-        return f"{super().extra_repr()}, density={self._mask.density:.4g}, structure={self._mask.structure}"
-
-    def _placed(self, mask: Mask) -> Mask:
-        # Bits have values, so they stay where they are while the parameters are on meta.
-        if self.weight.is_meta:
-            return mask
-        mask = mask.to(self.weight.device)
-        _ = mask.plan  # now, not inside a traced call
-        return mask
-
     @torch.no_grad()
     def _zero_masked(self) -> None:
         if self._retain or self.weight.is_meta:
@@ -215,15 +191,9 @@ class MaskedLayer(nn.Module):
         return bool(local(self.weight).masked_fill(local_part(self._mask.dense(), self.weight), 0).any())
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # `fn` may cast or leave memory uninitialised (to_empty): the bits only follow the device.
         super()._apply(fn, recurse)
         self.unpack()
-        self._mask = self._placed(self._mask)
         return self
-
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[prefix + _KEY] = self._mask.bits.clone()  # the mask may be shared, and must not change
 
     def _load_from_state_dict(
         self,
@@ -236,15 +206,11 @@ class MaskedLayer(nn.Module):
         error_msgs: list[str],
     ) -> None:
         self.unpack()
-        key = prefix + _KEY
+        key = prefix + KEY
         saved = state_dict.get(key)
-        mask = self._mask
-        if saved is not None and not getattr(saved, "is_meta", False):
-            try:
-                mask = Mask.from_bits(saved, self.weight.shape)
-            except (TypeError, ValueError) as error:
-                error_msgs.append(f"{key}: {error}")
-                return  # nothing of this layer is loaded
+        mask = self._saved_mask(saved, key, self.weight.shape, error_msgs)
+        if mask is None:
+            return  # nothing of this layer is loaded
         errors = len(error_msgs)
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs

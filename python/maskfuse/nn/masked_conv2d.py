@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..functional.masked_conv2d import checked_masked_conv2d
 from ..mask import Mask
 from ._masked import MaskedLayer
+from ._padding import padded
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -93,10 +93,7 @@ class MaskedConv2d(MaskedLayer, nn.Conv2d):
     def _conv_forward(
         self, input: Tensor, weight: Tensor, bias: Tensor | None, channels: Tensor | None = None
     ) -> Tensor:
-        padding = self.padding
-        if self.padding_mode != "zeros":
-            input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-            padding = (0, 0)
+        input, padding = padded(self, input)
         packed = self._packed if self._packed and self._packed_holds(weight) else []
         return checked_masked_conv2d(
             input, weight, self._mask, bias, self.stride, padding, self.dilation, self.groups, packed, channels

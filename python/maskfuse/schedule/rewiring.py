@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from .._sharded import local, whole
+from .._sharded import local
 from ..mask import largest
 from ._layers import MaskedWeight, Pool, Selection
 from ._schedule import Optimizers, Schedule, check_count
@@ -124,7 +124,7 @@ class SET(_Rewiring):
     Processes that train one model together need generators of the same seed.
 
     Args:
-        model: has `MaskedLinear` and `MaskedConv2d` layers. Those that share a weight are masked alike.
+        model: has masked or compact layers. Those that share a weight are masked alike.
         optimizer: of the model, or several; protected or not.
         density: active share of all selected weights together, more than 0, at most 1.
         end: steps of the optimizer after which masks stay as they are.
@@ -199,7 +199,7 @@ class RigL(_Rewiring):
     them, so that all change their masks alike.
 
     Args:
-        model: has `MaskedLinear` and `MaskedConv2d` layers. Those that share a weight are masked alike.
+        model: has masked or compact layers. Those that share a weight are masked alike.
         optimizer: of the model, or several; protected or not.
         density: active share of all selected weights together, more than 0, at most 1.
         end: steps of the optimizer after which masks stay as they are; three quarters of the training in the paper.
@@ -334,7 +334,7 @@ def _kept_by_magnitude(pool: Pool, magnitude: Tensor, drop: int) -> Tensor:
 
 
 def _kept_by_sign(pool: Pool, magnitude: Tensor, drop: int) -> Tensor:
-    negative = pool.join(whole(member.weight.detach()) < 0 for member in pool.members)
+    negative = pool.join(member.in_full() < 0 for member in pool.members)
     sides = [(magnitude >= 0) & ~negative, (magnitude >= 0) & negative]
     numbers = [int(side.sum()) for side in sides]
     kept = torch.zeros_like(negative)
