@@ -3,6 +3,7 @@
 from . import functional, nn, optim, reference, schedule
 from ._self_test.run import self_test
 from .backends import use_backend
+from .checkpoint import dense_state_dict, load_compressed, save_compressed
 from .convert import Policy, convert
 from .fold import fold
 from .functional.channel_gather import channel_gather
@@ -26,12 +27,14 @@ __all__ = [
     "channel_scatter",
     "channel_select",
     "convert",
+    "dense_state_dict",
     "explain",
     "fold",
     "functional",
     "gated_conv2d",
     "gated_linear",
     "is_protected",
+    "load_compressed",
     "mask_gradient",
     "masked_conv2d",
     "masked_linear",
@@ -40,6 +43,7 @@ __all__ = [
     "pack",
     "protect",
     "reference",
+    "save_compressed",
     "schedule",
     "self_test",
     "unpack",

@@ -18,6 +18,8 @@ from .functional._backends import triton_is_interpreted
 from .functional._check import FLOATING
 from .functional.masked_linear import packed_by_triton
 from .mask import COMPACT_DENSITY, Mask, has_plan
+from .nn._compact import CompactLayer
+from .nn.compact_conv2d import CompactConv2d
 from .ops import LIBRARY_GEMM
 from .ops.library import library_info, pairs
 
@@ -112,7 +114,7 @@ def _conv_arguments(
         raise ValueError(f"size must be height and width of a convolution's input, got {size!r}")
     kernel = list(mask.shape[2:])
     stride, padding, dilation, groups = [1, 1], [k // 2 for k in kernel], [1, 1], 1
-    if isinstance(layer_or_mask, nn.Conv2d):
+    if isinstance(layer_or_mask, (nn.Conv2d, CompactConv2d)):
         stride, dilation, groups = list(layer_or_mask.stride), list(layer_or_mask.dilation), layer_or_mask.groups
         if layer_or_mask.padding == "valid":
             padding = [0, 0]
@@ -177,13 +179,14 @@ def explain(
     size: tuple[int, int] | None = None,
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Explanation:
-    """Which kernels run a masked layer, by the functions that choose them in a call without `channels`.
+    """Which kernels run a masked or compact layer, by the functions that choose them in a call without `channels`.
 
     With `channels` a convolution may go another way: `masked_conv2d` says which, and by what.
 
     Args:
-        layer_or_mask: a `MaskedLinear` or `MaskedConv2d`, or the `Mask` of one; a convolution's mask alone is taken
-            for a layer that keeps the size of images (stride and dilation 1, half of the kernel as padding).
+        layer_or_mask: a `MaskedLinear` or `MaskedConv2d`, the compact twin of one, which makes its weight for the
+            same kernels in each pass, or the `Mask` of one; a convolution's mask alone is taken for a layer that keeps
+            the size of images (stride and dilation 1, half of the kernel as padding).
         batch: number of input rows (all leading dimensions together), or of images.
         device: where; the layer's or mask's device by default.
         dtype: of the operands; the layer's, or float32.
@@ -204,7 +207,7 @@ def explain(
     if batch < 0:
         raise ValueError(f"batch must not be negative, got {batch}")
     if isinstance(layer_or_mask, nn.Module):
-        weight = layer_or_mask.weight
+        weight = layer_or_mask.values if isinstance(layer_or_mask, CompactLayer) else layer_or_mask.weight
         assert isinstance(weight, torch.Tensor)
         device = device or weight.device
         dtype = dtype or weight.dtype

@@ -51,6 +51,17 @@ class CompactLayer(LayerWithMask):
             self.values = nn.Parameter(collect_active(weight, mask), requires_grad=layer.weight.requires_grad)
             self._mask = self._placed(mask)
 
+    def _tear_down(self, expanded: dict[int, nn.Parameter]) -> None:
+        """Undoes `_set_up`: what is left is a plain layer's. `expanded` has the weights of values that are shared."""
+        values, bias = self.values, self.bias
+        weight = expanded.get(id(values))
+        if weight is None:
+            weight = nn.Parameter(self.weight.detach(), requires_grad=values.requires_grad)
+        expanded[id(values)] = weight
+        for name in ("values", "bias", "_mask"):
+            delattr(self, name)
+        self._parameters.update(weight=weight, bias=bias)  # `weight` is a property until the class is another one
+
     @property
     def _kept(self) -> Any:
         return self.values
