@@ -51,7 +51,7 @@ def fold(model: Model) -> Model:
             UserWarning,
             stacklevel=2,
         )
-    _check_shared(names, [layer for layer in layers if isinstance(layer, MaskedLayer)])
+    _check_shared(names, layers)
     expanded: dict[int, nn.Parameter] = {}  # by the values that layers share
     for layer in layers:
         of_plain: Any = layer
@@ -88,22 +88,22 @@ def _checked_layers(names: dict[nn.Module, str]) -> list[MaskedLayer | CompactLa
     return layers
 
 
-def _check_shared(names: dict[nn.Module, str], layers: list[MaskedLayer]) -> None:
+def _check_shared(names: dict[nn.Module, str], layers: list[MaskedLayer | CompactLayer]) -> None:
     """Raises where zeros under a layer's mask would change what another reader of the weight computes."""
-    first: dict[int, MaskedLayer] = {}
+    first: dict[int, MaskedLayer | CompactLayer] = {}
     for layer in layers:
-        other = first.setdefault(id(layer.weight), layer)
+        other = first.setdefault(id(layer._kept), layer)
         if layer.mask != other.mask:
             raise ValueError(
                 f"layers {names[other]!r} and {names[layer]!r} share a weight and must have one mask, "
                 f"got {other.mask.active} and {layer.mask.active} active weights; set the same mask in both"
             )
     for module, name in names.items():
-        if isinstance(module, MaskedLayer):
+        if isinstance(module, (MaskedLayer, CompactLayer)):
             continue
         for parameter in module._parameters.values():
             reads = first.get(id(parameter))
-            if reads is not None and reads._has_values_under_mask():
+            if isinstance(reads, MaskedLayer) and reads._has_values_under_mask():
                 raise ValueError(
                     f"the weight of layer {names[reads]!r} is not zero under its mask, and {name!r} "
                     f"({type(module).__name__}) reads it too: fold would change what that computes"

@@ -32,7 +32,7 @@ class CompactLayer(LayerWithMask):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "masked" in vars(cls):
+        if "masked" in vars(cls) and "compact" not in vars(cls.masked):
             cls.masked.compact = cls
 
     def _set_up(self, layer: Any, mask: Mask | Tensor | None) -> None:

@@ -31,8 +31,8 @@ def define(namespace: str, schema: str, function: Callable[..., Tensor], fake: C
 
 
 def rows_columns(shape: Ints) -> tuple[int, int]:
-    """Rows and columns of the bits of a weight `[out, in, ...]`."""
-    return shape[0], math.prod(shape[1:])
+    """Rows and columns of the bits of a weight `[out, in, ...]`, or of one row."""
+    return (1, shape[0]) if len(shape) == 1 else (shape[0], math.prod(shape[1:]))
 
 
 class ActiveWeights(NamedTuple):

@@ -9,7 +9,8 @@ from ..mask import Mask
 
 def expand_active(values: Tensor, mask: Mask) -> Tensor:
     """Values `[active]` in the places of the mask, row after row, and zeros in the others: of the mask's shape."""
-    return values.new_zeros(mask.shape).masked_scatter(mask.dense(), values)
+    places = mask.dense().reshape(-1).nonzero().squeeze(1)
+    return values.new_zeros(mask.numel).index_copy(0, places, values).reshape(mask.shape)
 
 
 def collect_active(weight: Tensor, mask: Mask) -> Tensor:
