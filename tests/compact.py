@@ -6,7 +6,16 @@ import torch
 from maskfuse import Mask
 from maskfuse.nn import MaskedConv2d, MaskedLinear
 
-KINDS = ["linear", "linear of channels", "linear full", "linear empty", "conv", "conv groups", "conv reflect", "conv same"]
+KINDS = [
+    "linear",
+    "linear of channels",
+    "linear full",
+    "linear empty",
+    "conv",
+    "conv groups",
+    "conv reflect",
+    "conv same",
+]
 
 
 def made(kind, dtype=torch.float32, bias=True):

@@ -57,7 +57,9 @@ def test_round_trip(path, kinds, as_given, dtype):
 
 
 @pytest.mark.parametrize("saved", [(MaskedLinear, MaskedConv2d), (CompactLinear, CompactConv2d)])
-@pytest.mark.parametrize("loaded", [(MaskedLinear, MaskedConv2d), (CompactLinear, CompactConv2d), (nn.Linear, nn.Conv2d)])
+@pytest.mark.parametrize(
+    "loaded", [(MaskedLinear, MaskedConv2d), (CompactLinear, CompactConv2d), (nn.Linear, nn.Conv2d)]
+)
 @pytest.mark.parametrize("as_given", [lambda m: m, lambda m: m.state_dict()], ids=["module", "state"])
 def test_into_other_layers(path, saved, loaded, as_given):
     model, other = masked(network(*saved)), network(*loaded)
@@ -204,7 +206,11 @@ class WithExtraState(nn.Module):
         (WithExtraState(), TypeError, "'_extra_state' must be a tensor, got dict"),
         (MaskedLinear(4, 4, device="meta"), ValueError, "'weight' .* on meta"),
         ({"w": torch.ones(2, 2).to_sparse()}, ValueError, "'w' .* layout torch.sparse_coo"),
-        ({"weight": torch.ones(4, 4), "mask_bits": torch.ones(3, 1, dtype=torch.int32)}, ValueError, r"'mask_bits'.*\[4, 1\]"),
+        (
+            {"weight": torch.ones(4, 4), "mask_bits": torch.ones(3, 1, dtype=torch.int32)},
+            ValueError,
+            r"'mask_bits'.*\[4, 1\]",
+        ),
         ({"a.weight": torch.ones(4, 4), "a.mask_bits": torch.ones(4, 1)}, ValueError, "'a.mask_bits'.*int32"),
         ({"values": torch.ones(3), "mask_bits": torch.ones(4, 1, dtype=torch.int32)}, ValueError, r"'values'.*\[4\]"),
     ],

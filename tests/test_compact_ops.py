@@ -74,7 +74,9 @@ def test_func(kind):
     torch.testing.assert_close(grad(loss)(values.detach()), want)
     second = jacrev(grad(loss))(values.detach())
     torch.testing.assert_close(second, second.T)
-    per_sample = vmap(grad(lambda v, x: function(x[None], v, None).pow(2).sum()), (None, 0))(values.detach(), x.detach())
+    per_sample = vmap(grad(lambda v, x: function(x[None], v, None).pow(2).sum()), (None, 0))(
+        values.detach(), x.detach()
+    )
     torch.testing.assert_close(per_sample.sum(0), grad(lambda v: function(x, v, None).pow(2).sum())(values.detach()))
     layer, x = made(kind)
     compact = layer.to_compact()
