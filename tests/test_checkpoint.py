@@ -262,12 +262,12 @@ def test_models_that_do_not_fit_stay_as_they_are(path, other, message):
 
 
 def test_bad_arguments(path):
-    with pytest.raises(FileNotFoundError, match="model.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
         load_compressed(path)
     with pytest.raises(FileNotFoundError):
         load_compressed(path.parent)
     save_compressed(nn.Linear(2, 2), path)
-    with pytest.raises(TypeError, match="model must be an nn.Module or None, got dict"):
+    with pytest.raises(TypeError, match=r"model must be an nn\.Module or None, got dict"):
         load_compressed(path, {})
 
 

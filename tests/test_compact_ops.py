@@ -59,7 +59,7 @@ def test_derivatives(backend, kind):
     function, args, _ = small(kind)
     assert gradcheck(function, args, check_forward_ad=True, **thorough(backend))
     assert gradgradcheck(function, args, fast_mode=True)
-    x, values, b = args
+    x, values, _ = args
     assert gradcheck(lambda v: function(x.detach(), v, None), (values,), **thorough(backend))
 
 

@@ -96,7 +96,7 @@ def test_shared_values_are_masked_alike():
 def test_what_compact_layers_cannot_do():
     model = compacted(network())
     optimizer = optim.SGD(model.parameters(), 0.1)
-    with pytest.raises(ValueError, match="retain must be False for compact layers.*'0', '2', '4', '7'"):
+    with pytest.raises(ValueError, match=r"retain must be False for compact layers.*'0', '2', '4', '7'"):
         CubicSchedule(model, optimizer, 0.1, end=2, retain=True)
     with pytest.raises(ValueError, match="is to stay dense"):
         model[4].set_mask(Mask.random((20, 36), 0.5))
