@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -14,21 +17,38 @@ from . import _backends, _channel_masks, _check
 from .active_weights import check_values
 
 
-def _kernels(input: Tensor, values: Tensor, mask: Mask, bias: Tensor | None) -> Tensor:
+def _kernels(input: Tensor, values: Tensor, mask: Mask, bias: Tensor | None, packed: Sequence[Tensor] = ()) -> Tensor:
     plan = mask.plan  # first: what is known is known from it
     if mask.known_full:
         return F.linear(input, values.reshape(mask.shape), bias)
+    if packed and _read_packed_alone(input, values, mask, bias, packed):
+        unread = input.new_empty(mask.shape)
+        return ops.masked_linear_unrecorded(input, unread, mask.bits, [*plan, *packed], bias)
     return ops.compact_linear(input, values, mask.bits, plan, bias, list(mask.shape))
 
 
-def _triton(input: Tensor, values: Tensor, mask: Mask, bias: Tensor | None) -> Tensor:
+def _read_packed_alone(
+    input: Tensor, values: Tensor, mask: Mask, bias: Tensor | None, packed: Sequence[Tensor]
+) -> bool:
+    """Whether the kernel that the planner chooses for a call reads of the weight what was packed, and nothing else."""
+    if not ops.plain() or ops.is_recorded((input, values, bias)) or packed[0].dtype != input.dtype:
+        return False
+    rows = math.prod(input.shape[:-1])
+    found = torch.ops.maskfuse.masked_linear_candidates(
+        "forward", rows, mask.bits, mask.shape[1], [*mask.plan, *packed], input.dtype
+    )
+    kernel = found.split(maxsplit=1)[0]
+    return kernel == "decode" or (kernel == "accumulate" and packed[-1].numel() > 0)
+
+
+def _triton(input: Tensor, values: Tensor, mask: Mask, bias: Tensor | None, packed: Sequence[Tensor] = ()) -> Tensor:
     lists = mask.block_lists
     if mask.known_full:
         return F.linear(input, values.reshape(mask.shape), bias)
     return _backends.triton.compact_linear(input, values, mask.bits, lists, bias, list(mask.shape))
 
 
-def _reference(input: Tensor, values: Tensor, mask: Mask, bias: Tensor | None) -> Tensor:
+def _reference(input: Tensor, values: Tensor, mask: Mask, bias: Tensor | None, packed: Sequence[Tensor] = ()) -> Tensor:
     return F.linear(input, reference.expand_active(values, mask), bias)
 
 
@@ -67,6 +87,18 @@ def compact_linear(
         ValueError: shapes, a number of values, or devices that do not fit.
         RuntimeError: the backend asked for cannot run on the input's device.
     """
+    return checked_compact_linear(input, values, mask, bias, channels=channels)
+
+
+def checked_compact_linear(
+    input: Tensor,
+    values: Tensor,
+    mask: Mask,
+    bias: Tensor | None,
+    packed: Sequence[Tensor] = (),
+    channels: Tensor | None = None,
+) -> Tensor:
+    """`compact_linear` of values that may have been packed: `packed` is what the op `masked_linear_pack` gave."""
     _check.floating(input, "input")
     check_values(values, mask, 2)
     input, values, bias = _check.autocast(input, values, bias)
@@ -75,4 +107,4 @@ def compact_linear(
         _channel_masks.check(channels, input, input.shape)
         input = _channel_masks.zeroed(input, channels)
     run: Any = choose("compact_linear", input.device).ops["compact_linear"]
-    return run(input, values, mask, bias)
+    return run(input, values, mask, bias, packed)

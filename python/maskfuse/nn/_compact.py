@@ -14,13 +14,14 @@ from ..functional.compact_linear import stand_in
 from ..mask import Mask, describe
 from ._masked import MaskedLayer
 from ._optimizer_state import Optimizers, change, checked_optimizers, expect_no_state, replace
-from ._with_mask import KEY, LayerWithMask
+from ._packed import PackedLayer
+from ._with_mask import KEY
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class CompactLayer(LayerWithMask):
+class CompactLayer(PackedLayer):
     """A layer with a parameter `values` that has the active weights alone, row after row of the mask.
 
     Subclasses name the masked layer that computes the same.
@@ -37,6 +38,7 @@ class CompactLayer(LayerWithMask):
 
     def _set_up(self, layer: Any, mask: Mask | Tensor | None) -> None:
         """What a constructor ends with: takes over what a plain or masked layer has."""
+        self.unpack()
         plain = self.masked.plain(**self.masked._arguments(layer), device="meta")
         module = vars(nn.Module())
         for name, value in vars(plain).items():
@@ -58,7 +60,7 @@ class CompactLayer(LayerWithMask):
         if weight is None:
             weight = nn.Parameter(self.weight.detach(), requires_grad=values.requires_grad)
         expanded[id(values)] = weight
-        for name in ("values", "bias", "_mask"):
+        for name in ("values", "bias", "_mask", "_packed", "_packed_from"):
             delattr(self, name)
         self._parameters.update(weight=weight, bias=bias)  # `weight` is a property until the class is another one
 
@@ -128,6 +130,7 @@ class CompactLayer(LayerWithMask):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draws values and bias as the plain layer does, of which the active weights are taken."""
+        self.unpack()
         if self.values.is_meta:
             return
         device, dtype = self.values.device, self.values.dtype
@@ -151,6 +154,7 @@ class CompactLayer(LayerWithMask):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
+        self.unpack()
         mask = self._saved_mask(state_dict.get(prefix + KEY), prefix + KEY, self._mask.shape, error_msgs)
         if mask is None:
             return  # nothing of this layer is loaded
@@ -201,4 +205,5 @@ def set_masks(layers: Sequence[CompactLayer], mask: Mask | Tensor, optimizer: Op
         if not optimizers:
             expect_no_state(values)
     for layer in layers:
+        layer.unpack()
         layer._mask = new

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -12,7 +11,8 @@ from torch import Tensor, nn
 from .._sharded import local, local_part, placed_as
 from ..mask import Mask
 from . import _unmet
-from ._with_mask import KEY, LayerWithMask
+from ._packed import PackedLayer
+from ._with_mask import KEY
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -20,12 +20,7 @@ if TYPE_CHECKING:
     from ._compact import CompactLayer
 
 
-def _version(weight: Tensor) -> int | None:
-    """How often the weight was changed in place; None for inference tensors, which do not count."""
-    return None if weight.is_inference() else weight._version
-
-
-class MaskedLayer(LayerWithMask):
+class MaskedLayer(PackedLayer):
     """A layer with a dense parameter `weight` and a binary mask on it; a base for `MaskedLinear` and its like.
 
     Subclasses name the plain layer they are twins of, and what makes another one like it.
@@ -33,7 +28,6 @@ class MaskedLayer(LayerWithMask):
 
     plain: ClassVar[type[nn.Module]]
     compact: ClassVar[type[CompactLayer]]
-    packs_on: ClassVar[tuple[str, ...]] = ("cpu",)  # devices whose kernels read a packed weight
     weight: Any  # as the plain layer declares them
     bias: Any
 
@@ -42,16 +36,11 @@ class MaskedLayer(LayerWithMask):
     def _arguments(layer: Any) -> dict[str, Any]:
         """What a plain layer, or its twin, is made from, but for device and dtype."""
 
-    @abstractmethod
-    def _pack(self) -> list[Tensor]:
-        """The packed weight, as the op takes it behind the plan; empty where there is nothing to gain."""
-
     def _set_up(self, mask: Mask | Tensor | None) -> None:
         """What a constructor ends with."""
         self._mask = self._placed(Mask.full(self.weight.shape))
         self._retain = False
-        self._packed: list[Tensor] = []
-        self._packed_from: tuple[Tensor, int | None] | None = None  # the weight, and which state of it
+        self.unpack()
         if mask is not None:
             self.set_mask(mask)
 
@@ -128,58 +117,6 @@ class MaskedLayer(LayerWithMask):
             self.unpack()
             self._zero_masked()
 
-    def pack(self) -> Self:
-        """Copies the active weights together; returns itself.
-
-        Calls need not collect them from the weight then: the copy, of at most half of the weights and in float32 for
-        half types, is kept in the order in which kernels walk the mask. A linear layer of which few weights are active
-        keeps a second one, and calls with at most 16 rows read nothing else (with more active, at most 8).
-        `packed_nbytes` says what they take.
-
-        On CUDA a linear layer keeps a bit for each weight beside its active weights, and calls with at most 16 rows
-        read nothing else; packing waits for the device once. A convolution packs nothing there.
-
-        For inference. A weight that was replaced, changed in place or wrapped by a transform is noticed: the
-        call then reads the weight itself. Not noticed are a change through `weight.data`, and any change before
-        compiled code runs: call `unpack` then. `unpack`, `set_mask`, `load_state_dict`, `reset_parameters`, `train`
-        and every move or cast of the layer drop the copy. On other devices, and where every weight is active, there is
-        nothing to gain and nothing is packed.
-        """
-        self.unpack()
-        if self.weight.device.type in self.packs_on and self._mask.plan:
-            self._packed = self._pack()
-            self._packed_from = (self.weight, _version(self.weight))
-        return self
-
-    def _packed_holds(self, weight: Tensor) -> bool:
-        """Whether `weight` is the one that was packed, and has not changed since."""
-        if self._packed_from is None:
-            return False
-        packed, version = self._packed_from
-        # Traced code cannot ask for a version.
-        return packed is weight and (version is None or torch.compiler.is_compiling() or version == weight._version)
-
-    def unpack(self) -> Self:
-        """Drops what `pack` copied; returns itself."""
-        self._packed = []
-        self._packed_from = None
-        return self
-
-    @property
-    def packed_nbytes(self) -> int:
-        """Bytes that the packed weight takes, 0 where there is none."""
-        return sum(t.numel() * t.element_size() for t in self._packed)
-
-    def train(self, mode: bool = True) -> Self:
-        """Sets the mode, as `nn.Module.train` does; training drops the packed weight."""
-        if mode:
-            self.unpack()
-        return super().train(mode)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles carry no packed weight."""
-        return {**self.__dict__, "_packed": [], "_packed_from": None}
-
     @torch.no_grad()
     def _zero_masked(self) -> None:
         if self._retain or self.weight.is_meta:
@@ -189,11 +126,6 @@ class MaskedLayer(LayerWithMask):
     @torch.no_grad()
     def _has_values_under_mask(self) -> bool:
         return bool(local(self.weight).masked_fill(local_part(self._mask.dense(), self.weight), 0).any())
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)
-        self.unpack()
-        return self
 
     def _load_from_state_dict(
         self,

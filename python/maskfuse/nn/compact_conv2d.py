@@ -17,7 +17,8 @@ from .masked_conv2d import MaskedConv2d
 class CompactConv2d(CompactLayer):
     """`MaskedConv2d` whose parameter `values` `[active]` has the active weights alone, row after row of the mask.
 
-    Memory, state, time and `set_mask` are as in `CompactLinear`. The output has the memory format of the input.
+    Memory, state, time and `set_mask` are as in `CompactLinear`; `pack` has nothing to keep. The output has the memory
+    format of the input.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype: as
@@ -66,6 +67,9 @@ class CompactConv2d(CompactLayer):
             dtype=dtype,
         )
         self._set_up(plain, mask)
+
+    def _pack(self) -> list[Tensor]:
+        return []  # kernels read the weight too
 
     def forward(self, input: Tensor, channels: Tensor | None = None) -> Tensor:
         """`input` `[batch, in_channels, height, width]`, or without `batch`.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..functional.compact_linear import compact_linear
+from ..functional.compact_linear import checked_compact_linear
 from ..mask import Mask
 from ._compact import CompactLayer
 from .masked_linear import MaskedLinear
@@ -22,6 +22,9 @@ class CompactLinear(CompactLayer):
     `state_dict` has `values`, `bias` and the mask's bits; a state with another mask loads, and so does a plain or
     masked layer's, of which the active weights are taken. `maskfuse.dense_state_dict` gives what a plain layer loads.
     An optimizer's state does not follow what is loaded: load its own too. `set_mask` changes the mask.
+
+    For inference `pack()` keeps the active weights in the order in which kernels walk the mask: on the CPU calls that
+    ask for no gradient make no weight in full then, where a kernel runs that reads what was packed and nothing else.
 
     The layer is no `nn.Linear`, and `weight` is computed when asked for. `torch.compile` compiles anew where the number
     of active weights changes.
@@ -47,6 +50,9 @@ class CompactLinear(CompactLayer):
         super().__init__()
         self._set_up(nn.Linear(in_features, out_features, bias, device, dtype), mask)
 
+    def _pack(self) -> list[Tensor]:
+        return torch.ops.maskfuse.masked_linear_pack(self.weight.detach(), self._mask.bits, self._mask.plan)
+
     def forward(self, input: Tensor, channels: Tensor | None = None) -> Tensor:
         """`input` `[..., in_features]` -> `[..., out_features]`; see `maskfuse.functional.compact_linear`.
 
@@ -54,4 +60,5 @@ class CompactLinear(CompactLayer):
             input: the rows.
             channels: bool of the input's shape or `[in_features]`: input features that take part, or None for all.
         """
-        return compact_linear(input, self.values, self._mask, self.bias, channels)
+        packed = self._packed if self._packed and self._packed_holds(self.values) else []
+        return checked_compact_linear(input, self.values, self._mask, self.bias, packed, channels)

@@ -6,7 +6,7 @@ Importing this package loads the compiled libraries and registers everything.
 from .. import _library as _library
 from . import mask as mask
 from .active_weights import collect_active, expand_active
-from .autograd import plain
+from .autograd import is_recorded, plain
 from .channel_gather import channel_gather, channel_scatter
 from .channel_select import channel_select, channel_select_input_grad
 from .compact_conv2d import compact_conv2d
@@ -40,6 +40,7 @@ __all__ = [
     "compact_linear",
     "expand_active",
     "gated_linear",
+    "is_recorded",
     "library_info",
     "gathered_conv2d",
     "gathered_conv2d_input_grad",
