@@ -222,6 +222,15 @@ def test_bad_sources(path, source, error, message):
     assert path.read_bytes() == b"before" and os.listdir(path.parent) == [path.name]
 
 
+def test_readers_of_the_old_file_keep_it(path):
+    """It is replaced, not written over."""
+    save_compressed(nn.Linear(2, 2), path)
+    before = path.read_bytes()
+    with open(path, "rb") as file:
+        save_compressed(nn.Linear(3, 3), path)
+        assert file.read() == before != path.read_bytes()
+
+
 def test_failed_writes_leave_what_was_there(path, monkeypatch):
     import safetensors.torch
 

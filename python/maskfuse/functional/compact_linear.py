@@ -31,7 +31,7 @@ def _read_packed_alone(
     input: Tensor, values: Tensor, mask: Mask, bias: Tensor | None, packed: Sequence[Tensor]
 ) -> bool:
     """Whether the kernel that the planner chooses for a call reads of the weight what was packed, and nothing else."""
-    if not ops.plain() or ops.is_recorded((input, values, bias)) or packed[0].dtype != input.dtype:
+    if not ops.plain() or ops.is_recorded((input, values, bias)):
         return False
     rows = math.prod(input.shape[:-1])
     found = torch.ops.maskfuse.masked_linear_candidates(
