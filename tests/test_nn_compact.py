@@ -162,7 +162,7 @@ def test_dense_state_dict(mask):
     [
         ({"values": torch.zeros(119)}, r"values: must have shape \[120\], got float32 tensor \[119\]"),
         ({"values": torch.zeros(120, 1)}, r"must have shape \[120\]"),
-        ({"bias": torch.zeros(5)}, r"must have shape \[6\]"),
+        ({"bias": torch.zeros(5)}, r"bias: must have shape \[6\]"),
         ({"mask_bits": torch.zeros(6, 2)}, "int32"),
         ({"mask_bits": torch.zeros(6, 3, dtype=torch.int32)}, r"\[6, 2\]"),
         ({"mask_bits": torch.zeros(6, 2, dtype=torch.int32)}, r"must have shape \[0\]"),

@@ -7,6 +7,7 @@ import copy
 import maskfuse
 import pytest
 import torch
+import torch._dynamo.testing
 from compact import made as pair
 from compact import random_mask
 from maskfuse import Mask
@@ -193,6 +194,21 @@ def with_state(layer, **state):
     optimizer = optim.SGD(layer.parameters(), 0.1)
     optimizer.state[layer.values] = state
     return optimizer
+
+
+def test_compiled_layers():
+    """Compiled for each number of active weights, or once for all of them where torch is told so."""
+    layer = CompactLinear(40, 6, mask=Mask.random((6, 40), 0.5))
+    x = torch.randn(3, 40)
+    for static, frames in ((True, 4), (False, 2)):
+        torch._dynamo.reset()
+        counter = torch._dynamo.testing.CompileCounter()
+        with torch._dynamo.config.patch(force_parameter_static_shapes=static):
+            compiled = torch.compile(layer, fullgraph=True, backend=counter)
+            for active in (120, 100, 80, 80, 60):
+                layer.set_mask(random_mask(layer, active / 240))
+                torch.testing.assert_close(compiled(x), layer(x))
+        assert counter.frame_count == frames
 
 
 def test_resumes(tmp_path):

@@ -18,7 +18,7 @@ from torch.nn.parameter import is_lazy
 
 from ._compressed_file import BadFile, read, write
 from ._saved_state import Saved, entries_of, layers_of, split
-from ._sharded import placed_as
+from ._sharded import is_sharded, placed_as
 from .mask import Mask, describe
 from .nn._compact import CompactLayer
 from .nn._masked import MaskedLayer
@@ -164,6 +164,10 @@ def _check_fits(state: Mapping[str, Tensor], model: nn.Module) -> None:
     for key, value in state.items():
         prefix, name = split(key)
         here = expected[key]
+        if isinstance(here, Tensor) and (here.is_meta or is_sharded(here)):
+            raise BadFile(
+                f"{key!r} of the model must have its values here, and is {'on meta' if here.is_meta else 'sharded'}"
+            )
         if is_lazy(here) or (prefix in layers and name in (KEY, "values")):
             continue
         if not isinstance(here, Tensor) or here.shape != value.shape:

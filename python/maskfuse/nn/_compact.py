@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .._sharded import is_sharded
+from .._sharded import is_sharded, whole
 from ..functional.active_weights import collect_active, expand_active
 from ..functional.compact_linear import stand_in
 from ..mask import Mask, describe
@@ -102,9 +102,10 @@ class CompactLayer(PackedLayer):
     def weight(self) -> Tensor:
         """The weight in full, zero under the mask, made anew each time: what is written to it is lost.
 
-        Differentiable. For what reads a plain layer's `weight`; calls of the layer do not.
+        Differentiable. For what reads a plain layer's `weight`; calls of the layer do not. Of sharded values it is on
+        every process, which have to ask together.
         """
-        return expand_active(self.values, self._mask)
+        return expand_active(whole(self.values), self._mask)
 
     def set_mask(self, mask: Mask | Tensor, optimizer: Optimizers | None = None) -> None:
         """Changes which weights are active: of the values, of their gradient and of optimizers' state.
@@ -159,17 +160,19 @@ class CompactLayer(PackedLayer):
         if mask is None:
             return  # nothing of this layer is loaded
         state = {key: value for key, value in state_dict.items() if key != prefix + KEY}
-        name = prefix + "values"
-        try:
-            if name not in state and prefix + "weight" in state:
-                weight = state.pop(prefix + "weight")
-                state[name] = collect_active(weight.detach(), mask.to(weight.device) if not weight.is_meta else mask)
-            for key, shape in ((name, (mask.active,)), (prefix + "bias", (self._mask.shape[0],))):
-                if key in state and (key == name or self.bias is not None) and tuple(state[key].shape) != shape:
-                    raise ValueError(f"must have shape {list(shape)}, got {describe(state[key])}")
-        except (TypeError, ValueError) as error:
-            error_msgs.append(f"{prefix}{'values' if name in state else 'weight'}: {error}")
-            return
+        name, of_plain = prefix + "values", prefix + "weight"
+        if name not in state and of_plain in state:
+            weight = state.pop(of_plain).detach()
+            try:
+                state[name] = collect_active(weight, mask if weight.is_meta else mask.to(weight.device))
+            except (TypeError, ValueError) as error:
+                error_msgs.append(f"{of_plain}: {error}")
+                return
+        shapes = {name: [mask.active], prefix + "bias": None if self.bias is None else list(self.bias.shape)}
+        for key, shape in shapes.items():
+            if key in state and shape is not None and list(state[key].shape) != shape:
+                error_msgs.append(f"{key}: must have shape {shape}, got {describe(state[key])}")
+                return
         if name in state and mask != self._mask:
             if self.values.shape[0] != mask.active:
                 replace(self.values, self.values.new_zeros(mask.active).detach())

@@ -27,7 +27,8 @@ class CompactLinear(CompactLayer):
     ask for no gradient make no weight in full then, where a kernel runs that reads what was packed and nothing else.
 
     The layer is no `nn.Linear`, and `weight` is computed when asked for. `torch.compile` compiles anew where the number
-    of active weights changes.
+    of active weights changes, as parameters have static shapes there, unless
+    `torch._dynamo.config.force_parameter_static_shapes` is False.
 
     Args:
         in_features, out_features, bias, device, dtype: as in `nn.Linear`, whose initial values these are.
