@@ -118,6 +118,15 @@ def test_graphs_gradients_and_hooks():
     assert double.values.dtype == double.values.grad.dtype == torch.float64
 
 
+def test_graphs_of_before_have_no_backward_pass():
+    """Where they have saved the values, for the input's gradient."""
+    layer = CompactLinear(40, 6, mask=Mask.random((6, 40), 0.5))
+    loss = layer(torch.randn(3, 40, requires_grad=True)).sum()
+    layer.set_mask(random_mask(layer, 0.5))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_same_mask_changes_nothing():
     layer = CompactLinear(40, 6, mask=Mask.random((6, 40), 0.5))
     before = layer.values.detach().clone()
@@ -159,6 +168,8 @@ def test_optimizers_that_were_forgotten_are_refused():
     for _ in range(2):
         with pytest.raises(RuntimeError, match="Adam has state of the weights that were active before"):
             step(layer, optimizer, x)
+    with pytest.raises(RuntimeError, match="Adam has state"):
+        layer.set_mask(random_mask(layer, 0.5), optimizer)  # too late
     assert torch.equal(layer.values, before)
     other = optim.SGD([nn.Parameter(torch.ones(2))], 0.1)
     other.step()  # of others

@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import ops, reference
-from ..backends import choose, extend
-from ..mask import Mask, describe
+from ..mask import Mask, bit_ops, describe
 from . import _backends, _check
 
 
-def _expand(values: Tensor, mask: Mask) -> Tensor:
-    return ops.expand_active(values, mask.bits, list(mask.shape))
-
-
-def _collect(weight: Tensor, mask: Mask) -> Tensor:
-    return ops.collect_active(weight, mask.bits, mask.active)
-
-
-extend("cpu", {"expand_active": _expand, "collect_active": _collect})
-extend("cuda", {"expand_active": _expand, "collect_active": _collect})
-extend(
-    "triton",
-    {
-        "expand_active": lambda values, mask: _backends.triton.expand_active(values, mask.bits, list(mask.shape)),
-        "collect_active": lambda weight, mask: _backends.triton.collect_active(weight, mask.bits, mask.active),
-    },
-)
-extend("reference", {"expand_active": reference.expand_active, "collect_active": reference.collect_active})
+def _ops(device: torch.device) -> Any:
+    """What has the two ops for a device. Layers are made and moved whichever backend is asked for, as masks are: on the
+    CPU the compiled ops run, on a GPU those that unpack the mask's bits there, or plain PyTorch."""
+    namespace = bit_ops(device)
+    if namespace is torch.ops.maskfuse:
+        return ops
+    return None if namespace is None else _backends.triton
 
 
 def check_values(values: object, mask: Mask, dimensions: int | None = None) -> None:
@@ -76,7 +64,10 @@ def expand_active(values: Tensor, mask: Mask) -> Tensor:
     check_values(values, mask)
     if values.is_meta:
         return values.new_empty(mask.shape)
-    return _op("expand_active", values)(values, mask)
+    found = _ops(values.device)
+    if found is None:
+        return reference.expand_active(values, mask)
+    return found.expand_active(values, mask.bits, list(mask.shape))
 
 
 def collect_active(weight: Tensor, mask: Mask) -> Tensor:
@@ -101,8 +92,7 @@ def collect_active(weight: Tensor, mask: Mask) -> Tensor:
     _check.mask_of(mask, weight)
     if weight.is_meta:
         return weight.new_empty(mask.active)
-    return _op("collect_active", weight)(weight, mask)
-
-
-def _op(name: str, t: Tensor) -> Callable[..., Tensor]:
-    return choose(name, t.device).ops[name]
+    found = _ops(weight.device)
+    if found is None:
+        return reference.collect_active(weight, mask)
+    return found.collect_active(weight, mask.bits, mask.active)

@@ -113,8 +113,8 @@ class CompactLayer(PackedLayer):
         Weights that stay active keep their value, gradient and state. Others are dropped for good; new ones are zero
         and begin with the state of a new weight, which is zero for moments. State of a single number, as the count of
         steps, is kept. `values` stays the parameter it is, with hooks, at another size: what has buffers for it
-        (`DistributedDataParallel`, a CUDA graph) is to be made anew, and a graph recorded before no longer has a
-        backward pass.
+        (`DistributedDataParallel`, a CUDA graph) is to be made anew. Call it between a backward pass and the next
+        forward pass: a graph that has saved the old values refuses to go back through them.
 
         Args:
             mask: of the weight's shape; `Mask`, bool or 0/1 integer tensor.
@@ -125,6 +125,7 @@ class CompactLayer(PackedLayer):
             TypeError: a mask of another type, no optimizer, or one whose state is not of single weights (L-BFGS).
             ValueError: another shape, an optimizer that has not the values, state of it of another shape than
                 theirs, or values that are sharded. Nothing is changed then.
+            RuntimeError: the optimizer's state is of the weights before a mask that was set without it.
         """
         set_masks([self], mask, optimizer)
 

@@ -40,6 +40,7 @@ def checked_optimizers(optimizer: Optimizers | None, parameter: Tensor) -> tuple
     Raises:
         TypeError: something that is no optimizer, or one whose state is not of single weights (L-BFGS).
         ValueError: an optimizer without the parameter, or state of it of another shape.
+        RuntimeError: its state is of the weights before a mask that was set without it.
     """
     several = optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer)
     if several and not isinstance(optimizer, Sequence):
@@ -54,6 +55,7 @@ def checked_optimizers(optimizer: Optimizers | None, parameter: Tensor) -> tuple
                 f"optimizer ({name}) must have the values of the layer, {list(parameter.shape)}, and has not: "
                 "it was made for another layer, or for a parameter since replaced"
             )
+        _check_mapped(one, parameter)
         if isinstance(one, torch.optim.LBFGS):
             raise TypeError(f"optimizer must keep its state by single weights, got {name}: make a new one afterwards")
         for key, value in one.state.get(parameter, {}).items():
@@ -102,6 +104,7 @@ def replace(parameter: Tensor, values: Tensor) -> None:
     other = torch.float32 if parameter.dtype == torch.float64 else torch.float64
     parameter.data = torch.empty(0, dtype=other, device=parameter.device)
     parameter.data = values
+    torch.autograd.graph.increment_version(parameter)  # a graph that has saved it says so in its backward pass
 
 
 def expect_no_state(parameter: Tensor) -> None:
@@ -119,13 +122,20 @@ def _refuse(optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dic
         return
     parameters: Iterable[Tensor] = (p for group in optimizer.param_groups for p in group["params"])
     for parameter in parameters:
-        here = _unmapped.get(id(parameter))
-        if here is None or here() is not parameter:
-            continue
-        if optimizer.state.get(parameter):
-            raise RuntimeError(
-                f"{type(optimizer).__name__} has state of the weights that were active before the mask of a compact "
-                f"layer ({list(parameter.shape)} values) was set: give the optimizer to set_mask, or drop that "
-                "state by del optimizer.state[layer.values]"
-            )
-        _unmapped.pop(id(parameter), None)
+        _check_mapped(optimizer, parameter)
+        if _is_unmapped(parameter):
+            _unmapped.pop(id(parameter))
+
+
+def _is_unmapped(parameter: Tensor) -> bool:
+    here = _unmapped.get(id(parameter))
+    return here is not None and here() is parameter
+
+
+def _check_mapped(optimizer: torch.optim.Optimizer, parameter: Tensor) -> None:
+    if _is_unmapped(parameter) and optimizer.state.get(parameter):
+        raise RuntimeError(
+            f"{type(optimizer).__name__} has state of the weights that were active before the mask of a compact layer "
+            f"({list(parameter.shape)} values) was set: give the optimizer to set_mask, or drop that state by "
+            "del optimizer.state[layer.values]"
+        )
