@@ -4,7 +4,7 @@
     facts       device, driver, clocks, versions; what a large copy and a large bfloat16 product reach here
     self-test   the package's own, where it has one
     tests       those marked cuda, on that package
-    sanitizer   compute-sanitizer on every op, small, beside the tests: memcheck and racecheck; initcheck behind the rows
+    sanitizer   compute-sanitizer on every op, small: memcheck and racecheck beside the tests, initcheck behind the rows
     rows        bench/gpu_rows.py: contenders in turn, medians; bench/gpu_timing.py says how time is taken
 
 The record, bench/results/<gpu>.json, is written anew after every step. A part of a run (--only, --skip-tests)

@@ -130,7 +130,7 @@ def test_it_takes_over_where_the_compiled_library_cannot_run(old_driver):
             assert backends.choose(op, GPU).name == "triton"
     verdicts = dict(backends.verdicts("masked_linear", GPU))
     assert verdicts["cuda"] == "the driver is too old" and verdicts["triton"] is None
-    assert maskfuse.mask._bit_ops(GPU) is torch.ops.maskfuse_triton
+    assert maskfuse.mask.bit_ops(GPU) is torch.ops.maskfuse_triton
     with (
         maskfuse.use_backend("cuda"),
         pytest.raises(RuntimeError, match="backend 'cuda' cannot run masked_linear on cuda: the driver is too old"),
@@ -138,9 +138,9 @@ def test_it_takes_over_where_the_compiled_library_cannot_run(old_driver):
         backends.choose("masked_linear", GPU)
     for names in (("reference",), ("cuda", "reference")):
         with maskfuse.use_backend(*names):
-            assert maskfuse.mask._bit_ops(GPU) is None
+            assert maskfuse.mask.bit_ops(GPU) is None
     with maskfuse.use_backend("triton", "reference"):
-        assert maskfuse.mask._bit_ops(GPU) is torch.ops.maskfuse_triton
+        assert maskfuse.mask.bit_ops(GPU) is torch.ops.maskfuse_triton
     with maskfuse.use_backend("cuda", "reference"):  # which leaves triton out
         assert backends.choose("masked_linear", GPU).name == "reference"
 

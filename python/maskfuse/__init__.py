@@ -4,6 +4,7 @@ from . import distributed, functional, nn, optim, reference, schedule
 from ._report.model import report
 from ._self_test.run import self_test
 from .backends import use_backend
+from .checkpoint import dense_state_dict, load_compressed, save_compressed
 from .convert import Policy, convert
 from .fold import fold
 from .functional.channel_gather import channel_gather
@@ -29,12 +30,14 @@ __all__ = [
     "channel_select",
     "convert",
     "distributed",
+    "dense_state_dict",
     "explain",
     "fold",
     "functional",
     "gated_conv2d",
     "gated_linear",
     "is_protected",
+    "load_compressed",
     "mask_gradient",
     "masked_conv2d",
     "masked_linear",
@@ -44,6 +47,7 @@ __all__ = [
     "protect",
     "reference",
     "report",
+    "save_compressed",
     "schedule",
     "self_test",
     "sync_masks",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from .nn._masked import MaskedLayer
+from .nn._with_mask import LayerWithMask
 
 # Where a parent keeps what it had before: copies and pickles of it carry that.
 _KEPT = "_maskfuse_fast_path"
@@ -21,7 +21,7 @@ def set_fast_paths(model: nn.Module) -> None:
 
 
 def _set(parent: nn.Module, name: str, off: int) -> None:
-    masked = any(isinstance(module, MaskedLayer) for module in parent.modules())
+    masked = any(isinstance(module, LayerWithMask) for module in parent.modules())
     if masked and _KEPT not in parent.__dict__ and hasattr(parent, name):
         setattr(parent, _KEPT, getattr(parent, name))
         setattr(parent, name, off)

@@ -18,7 +18,9 @@ from .functional._backends import triton_is_interpreted
 from .functional._check import FLOATING
 from .functional.masked_linear import packed_by_triton
 from .mask import COMPACT_DENSITY, Mask, has_lists, has_plan
+from .nn._compact import CompactLayer
 from .nn._gated import GatedLayer
+from .nn.compact_conv2d import CompactConv2d
 from .ops import LIBRARY_GEMM
 from .ops.library import library_info, pairs
 
@@ -139,7 +141,7 @@ def _conv_arguments(
         raise ValueError(f"size must be height and width of a convolution's input, got {size!r}")
     kernel = list(mask.shape[2:])
     stride, padding, dilation, groups = [1, 1], [k // 2 for k in kernel], [1, 1], 1
-    if isinstance(layer_or_mask, nn.Conv2d):
+    if isinstance(layer_or_mask, (nn.Conv2d, CompactConv2d)):
         stride, dilation, groups = list(layer_or_mask.stride), list(layer_or_mask.dilation), layer_or_mask.groups
         if layer_or_mask.padding == "valid":
             padding = [0, 0]
@@ -207,14 +209,15 @@ def explain(
     size: tuple[int, int] | None = None,
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Explanation:
-    """Which kernels run a masked layer, by the functions that choose them in a call without `channels`.
+    """Which kernels run a masked or compact layer, by the functions that choose them in a call without `channels`.
 
     With `channels` a convolution may go another way: `masked_conv2d` says which, and by what.
 
     Args:
-        layer_or_mask: a `MaskedLinear` or `MaskedConv2d`, or the `Mask` of one; a convolution's mask alone is taken
-            for a layer that keeps the size of images (stride and dilation 1, half of the kernel as padding). Or a
-            `GatedLinear` or `GatedConv2d`, which computes with all of its weights; a convolution needs no size then.
+        layer_or_mask: a `MaskedLinear` or `MaskedConv2d`, the compact twin of one, which makes its weight for the
+            same kernels in each pass, or the `Mask` of one; a convolution's mask alone is taken for a layer that keeps
+            the size of images (stride and dilation 1, half of the kernel as padding). Or a `GatedLinear` or
+            `GatedConv2d`, which computes with all of its weights; a convolution needs no size then.
         batch: number of input rows (all leading dimensions together), or of images.
         device: where; the layer's or mask's device by default.
         dtype: of the operands; the layer's, or float32.
@@ -237,7 +240,7 @@ def explain(
             f"layer_or_mask must have a mask [out, in] or [out, in / groups, height, width], got {list(mask.shape)}"
         )
     if isinstance(layer_or_mask, nn.Module):
-        weight = layer_or_mask.weight
+        weight = layer_or_mask.values if isinstance(layer_or_mask, CompactLayer) else layer_or_mask.weight
         assert isinstance(weight, torch.Tensor)
         device = device or weight.device
         dtype = dtype or weight.dtype

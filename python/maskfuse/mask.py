@@ -317,7 +317,7 @@ class Mask:
     def dense(self) -> Tensor:
         """The mask as a bool tensor of its shape, on its device."""
         _, columns = _rows_columns(self.shape, "shape")
-        ops = _bit_ops(self.device)
+        ops = bit_ops(self.device)
         if ops is None:
             return torch.ops.maskfuse.mask_unpack(self.bits.cpu(), columns).to(self.device).reshape(self.shape)
         return ops.mask_unpack(self.bits, columns).reshape(self.shape)
@@ -435,7 +435,7 @@ def _make_plan(mask: Mask) -> list[Tensor]:
         return []
     rows, columns = _rows_columns(mask.shape, "shape")
     if mask.device.type == "cuda":
-        ops = _bit_ops(mask.device)
+        ops = bit_ops(mask.device)
         return [] if ops is None else _make_block_lists(mask, ops)
     if mask.device.type != "cpu":
         return []
@@ -476,7 +476,7 @@ def has_lists(plan: list[Tensor], direction: str) -> bool:
     return bool(plan) and plan[1 if direction == "input_grad" else 0].shape[0] > 0
 
 
-def _bit_ops(device: torch.device) -> Any:
+def bit_ops(device: torch.device) -> Any:
     """What packs and unpacks bits on a device: the compiled ops, or on a GPU where those cannot run or failed their
     self-test the Triton ones; of backends asked for, the first of the two. None where the host has to: the reference
     has no bits of its own."""
@@ -490,7 +490,7 @@ def _bit_ops(device: torch.device) -> Any:
 
 def packed_bits(dense: Tensor) -> Tensor:
     """The bits of a bool tensor `[rows, columns]`, as `Mask.bits` has them, on its device."""
-    ops = _bit_ops(dense.device)
+    ops = bit_ops(dense.device)
     if ops is None:
         return torch.ops.maskfuse.mask_pack(dense.cpu()).to(dense.device)
     return ops.mask_pack(dense)

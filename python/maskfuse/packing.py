@@ -6,19 +6,19 @@ from typing import TypeVar
 
 from torch import nn
 
-from .nn._masked import MaskedLayer
+from .nn._packed import PackedLayer
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def _layers(model: nn.Module) -> list[MaskedLayer]:
+def _layers(model: nn.Module) -> list[PackedLayer]:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
-    return [module for module in model.modules() if isinstance(module, MaskedLayer)]
+    return [module for module in model.modules() if isinstance(module, PackedLayer)]
 
 
 def pack(model: Model) -> Model:
-    """Packs the active weights of every masked layer, for inference; returns the model.
+    """Packs the active weights of every masked or compact layer, for inference; returns the model.
 
     See `MaskedLinear.pack` for what drops the copies again.
 

@@ -169,8 +169,8 @@ def _why_not(index: int) -> str:
 def self_test(device: torch.device | str | None = None) -> SelfTest:
     """Runs every kernel of this machine on small random problems, against the reference in float64: on the CPU each
     instruction set that was compiled in and that it has, and on each CUDA device the compiled kernels. Triton's, which
-    take a minute and more to compile, are tested where they take the compiled ones' place, and where they are asked for:
-    `with use_backend("triton")`.
+    take a minute and more to compile, are tested where they take the compiled ones' place, and where they are asked
+    for: `with use_backend("triton")`.
 
     A failing kernel does not raise: it is in the result. What was found on a CUDA device is also recorded, in
     `maskfuse/self_test.json` of the user's cache directory, in the place of what the first use of a kernel had found: a

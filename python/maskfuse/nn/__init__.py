@@ -2,6 +2,8 @@
 
 from .bypass import Bypass
 from .channel_gate import ChannelGate, GatedChannels
+from .compact_conv2d import CompactConv2d
+from .compact_linear import CompactLinear
 from .compact_sequential import CompactSequential
 from .freeze import freeze, frozen_mask, keep_frozen, unfreeze
 from .gated_conv2d import GatedConv2d
@@ -12,6 +14,8 @@ from .masked_linear import MaskedLinear
 __all__ = [
     "Bypass",
     "ChannelGate",
+    "CompactConv2d",
+    "CompactLinear",
     "CompactSequential",
     "GatedChannels",
     "GatedConv2d",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -12,29 +11,25 @@ from torch import Tensor, nn
 from .. import ops
 from .._sharded import local, local_part, placed_as
 from ..backends import requested
-from ..functional._check import mask_of
 from ..mask import Mask
 from . import _unmet
+from ._packed import PackedLayer
+from ._with_mask import KEY
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_KEY = "mask_bits"
+    from ._compact import CompactLayer
 
 
-def _version(weight: Tensor) -> int | None:
-    """How often the weight was changed in place; None for inference tensors, which do not count."""
-    return None if weight.is_inference() else weight._version
-
-
-class MaskedLayer(nn.Module):
+class MaskedLayer(PackedLayer):
     """A layer with a dense parameter `weight` and a binary mask on it; a base for `MaskedLinear` and its like.
 
     Subclasses name the plain layer they are twins of, and what makes another one like it.
     """
 
     plain: ClassVar[type[nn.Module]]
-    packs_on: ClassVar[tuple[str, ...]] = ("cpu",)  # devices whose kernels read a packed weight
+    compact: ClassVar[type[CompactLayer]]
     weight: Any  # as the plain layer declares them
     bias: Any
 
@@ -43,16 +38,11 @@ class MaskedLayer(nn.Module):
     def _arguments(layer: Any) -> dict[str, Any]:
         """What a plain layer, or its twin, is made from, but for device and dtype."""
 
-    @abstractmethod
-    def _pack(self) -> list[Tensor]:
-        """The packed weight, as the op takes it behind the plan; empty where there is nothing to gain."""
-
     def _set_up(self, mask: Mask | Tensor | None) -> None:
         """What a constructor ends with."""
         self._mask = self._placed(Mask.full(self.weight.shape))
         self._retain = False
-        self._packed: list[Tensor] = []
-        self._packed_from: tuple[Tensor, int | None] | None = None  # the weight, and which state of it
+        self.unpack()
         if mask is not None:
             self.set_mask(mask)
 
@@ -97,15 +87,12 @@ class MaskedLayer(nn.Module):
                 layer.weight.masked_fill_(~self._mask.dense(), 0)
         return layer
 
-    @property
-    def mask_bits(self) -> Tensor:
-        """`mask.bits`, under the name of its entry in `state_dict`: some checkpointers look entries up."""
-        return self._mask.bits
+    def to_compact(self) -> Any:
+        """A `CompactLinear` or `CompactConv2d` with copies of the active weights and the bias, and the same mask.
 
-    @property
-    def mask(self) -> Mask:
-        """The current mask; change it with `set_mask`."""
-        return self._mask
+        Values retained under the mask are left behind.
+        """
+        return self.compact.from_dense(self)
 
     def set_mask(self, mask: Mask | Tensor, retain: bool = False) -> None:
         """Masks the weight anew and writes zero under the mask, or with `retain` keeps the values there.
@@ -118,17 +105,7 @@ class MaskedLayer(nn.Module):
                 the functions of `maskfuse` take it).
             ValueError: the shape is not the weight's.
         """
-        if isinstance(mask, Tensor):
-            if mask.is_floating_point():
-                raise TypeError(
-                    f"mask must be a Mask, bool or 0/1 integers, got a floating tensor {list(mask.shape)}; "
-                    "a layer's mask is binary"
-                )
-            mask = mask.to(self.weight.device) if not self.weight.is_meta else mask
-        elif isinstance(mask, Mask):
-            mask = self._placed(mask)
-        checked = mask_of(mask, self.weight, Mask.from_dense)
-        assert isinstance(checked, Mask)
+        checked = self._fitting(mask, self.weight)
         self.unpack()
         self._mask = self._placed(checked)
         self._retain = bool(retain)
@@ -142,70 +119,6 @@ class MaskedLayer(nn.Module):
             self.unpack()
             self._zero_masked()
 
-    def pack(self) -> Self:
-        """Copies the active weights together; returns itself.
-
-        Calls need not collect them from the weight then: the copy, of at most half of the weights and in float32 for
-        half types, is kept in the order in which kernels walk the mask. A linear layer of which few weights are active
-        keeps a second one, and calls with at most 16 rows read nothing else (with more active, at most 8).
-        `packed_nbytes` says what they take.
-
-        On CUDA a linear layer keeps a bit for each weight beside its active weights, and calls with at most 16 rows
-        read nothing else; packing waits for the device once. A convolution packs nothing there.
-
-        For inference. A weight that was replaced, changed in place or wrapped by a transform is noticed: the
-        call then reads the weight itself. Not noticed are a change through `weight.data`, and any change before
-        compiled code runs: call `unpack` then. `unpack`, `set_mask`, `load_state_dict`, `reset_parameters`, `train`
-        and every move or cast of the layer drop the copy. On other devices, and where every weight is active, there is
-        nothing to gain and nothing is packed.
-        """
-        self.unpack()
-        if self.weight.device.type in self.packs_on and self._mask.plan:
-            self._packed = self._pack()
-            self._packed_from = (self.weight, _version(self.weight))
-        return self
-
-    def _packed_holds(self, weight: Tensor) -> bool:
-        """Whether `weight` is the one that was packed, and has not changed since."""
-        if self._packed_from is None:
-            return False
-        packed, version = self._packed_from
-        # Traced code cannot ask for a version.
-        return packed is weight and (version is None or torch.compiler.is_compiling() or version == weight._version)
-
-    def unpack(self) -> Self:
-        """Drops what `pack` copied; returns itself."""
-        self._packed = []
-        self._packed_from = None
-        return self
-
-    @property
-    def packed_nbytes(self) -> int:
-        """Bytes that the packed weight takes, 0 where there is none."""
-        return sum(t.numel() * t.element_size() for t in self._packed)
-
-    def train(self, mode: bool = True) -> Self:
-        """Sets the mode, as `nn.Module.train` does; training drops the packed weight."""
-        if mode:
-            self.unpack()
-        return super().train(mode)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles carry no packed weight."""
-        return {**self.__dict__, "_packed": [], "_packed_from": None}
-
-    def extra_repr(self) -> str:
-        """The plain layer's, with density and structure of the mask."""
-        return f"{super().extra_repr()}, density={self._mask.density:.4g}, structure={self._mask.structure}"
-
-    def _placed(self, mask: Mask) -> Mask:
-        # Bits have values, so they stay where they are while the parameters are on meta.
-        if self.weight.is_meta:
-            return mask
-        mask = mask.to(self.weight.device)
-        _ = mask.plan  # now, not inside a traced call
-        return mask
-
     @torch.no_grad()
     def _zero_masked(self) -> None:
         if self._retain or self.weight.is_meta:
@@ -215,17 +128,6 @@ class MaskedLayer(nn.Module):
     @torch.no_grad()
     def _has_values_under_mask(self) -> bool:
         return bool(local(self.weight).masked_fill(local_part(self._mask.dense(), self.weight), 0).any())
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # `fn` may cast or leave memory uninitialised (to_empty): the bits only follow the device.
-        super()._apply(fn, recurse)
-        self.unpack()
-        self._mask = self._placed(self._mask)
-        return self
-
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[prefix + _KEY] = self._mask.bits.clone()  # the mask may be shared, and must not change
 
     def _load_from_state_dict(
         self,
@@ -238,15 +140,11 @@ class MaskedLayer(nn.Module):
         error_msgs: list[str],
     ) -> None:
         self.unpack()
-        key = prefix + _KEY
+        key = prefix + KEY
         saved = state_dict.get(key)
-        mask = self._mask
-        if saved is not None and not getattr(saved, "is_meta", False):
-            try:
-                mask = Mask.from_bits(saved, self.weight.shape)
-            except (TypeError, ValueError) as error:
-                error_msgs.append(f"{key}: {error}")
-                return  # nothing of this layer is loaded
+        mask = self._saved_mask(saved, key, self.weight.shape, error_msgs)
+        if mask is None:
+            return  # nothing of this layer is loaded
         errors = len(error_msgs)
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs

@@ -6,11 +6,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..functional.gated_conv2d import gated_conv2d
 from ..functional.masked_conv2d import masked_conv2d
 from ._gated import GatedLayer
+from ._padding import padded
 from .masked_conv2d import MaskedConv2d
 
 
@@ -68,10 +68,7 @@ class GatedConv2d(GatedLayer, nn.Conv2d):
         self._set_up(kind, temperature, initial_score)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        padding = self.padding
-        if self.padding_mode != "zeros":
-            input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-            padding = (0, 0)
+        input, padding = padded(self, input)
         if self.kind == "sigmoid":
             scores = self._scaled()
             return gated_conv2d(input, weight, scores, bias, self.stride, padding, self.dilation, self.groups)

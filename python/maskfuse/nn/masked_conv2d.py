@@ -13,6 +13,7 @@ from .. import ops
 from ..functional.masked_conv2d import checked_masked_conv2d
 from ..mask import Mask
 from ._masked import MaskedLayer, is_recorded, takes_short_way
+from ._padding import padded
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -94,10 +95,7 @@ class MaskedConv2d(MaskedLayer, nn.Conv2d):
     def _conv_forward(
         self, input: Tensor, weight: Tensor, bias: Tensor | None, channels: Tensor | None = None
     ) -> Tensor:
-        padding = self.padding
-        if self.padding_mode != "zeros":
-            input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-            padding = (0, 0)
+        input, padding = padded(self, input)
         mask = self._mask
         packed = self._packed if self._packed and self._packed_holds(weight) else []
         usual = channels is None and not isinstance(padding, str) and input.dim() == 4 and weight.numel() > 0

@@ -5,9 +5,12 @@ Importing this package loads the compiled libraries and registers everything.
 
 from .. import _library as _library
 from . import mask as mask
-from .autograd import plain
+from .active_weights import collect_active, expand_active
+from .autograd import is_recorded, plain
 from .channel_gather import channel_gather, channel_scatter
 from .channel_select import channel_select, channel_select_input_grad
+from .compact_conv2d import compact_conv2d
+from .compact_linear import compact_linear
 from .gated_linear import gated_linear
 from .gathered_conv2d import gathered_conv2d, gathered_conv2d_input_grad, gathered_conv2d_weight_grad
 from .library import LIBRARY_GEMM, library_info
@@ -32,7 +35,12 @@ __all__ = [
     "channel_scatter",
     "channel_select",
     "channel_select_input_grad",
+    "collect_active",
+    "compact_conv2d",
+    "compact_linear",
+    "expand_active",
     "gated_linear",
+    "is_recorded",
     "library_info",
     "gathered_conv2d",
     "gathered_conv2d_input_grad",

@@ -1,5 +1,6 @@
 """What is right: every op in plain PyTorch, in any floating dtype, differentiated by PyTorch itself."""
 
+from .active_weights import collect_active, expand_active
 from .channel_gather import channel_gather
 from .channel_scatter import channel_scatter
 from .channel_select import channel_select
@@ -12,6 +13,8 @@ from .masked_linear import masked_linear
 __all__ = [
     "channel_gather",
     "channel_scatter",
+    "collect_active",
+    "expand_active",
     "channel_select",
     "gated_conv2d",
     "gated_linear",

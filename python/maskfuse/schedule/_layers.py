@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from .._sharded import whole
 from ..mask import Mask, describe
+from ..nn._compact import CompactLayer
 from ..nn._masked import MaskedLayer, weight_of
+from ..nn._with_mask import LayerWithMask
 
-Selection: TypeAlias = "Callable[[str, MaskedLayer], bool] | Iterable[str]"
+Selection: TypeAlias = "Callable[[str, LayerWithMask], bool] | Iterable[str]"
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,16 +23,31 @@ class MaskedWeight:
     """A weight and the masked layers that read it, which are several where it is shared."""
 
     name: str  # of the first layer
-    layers: tuple[MaskedLayer, ...]
+    layers: tuple[LayerWithMask, ...]  # all of them masked, or all compact
     dense: bool  # kept so
 
     @property
     def weight(self) -> Tensor:
-        """The weight as it is now: moves and FSDP put another tensor in its place."""
-        weight = weight_of(self.layers[0])
+        """The parameter as it is now, of a compact layer its values: moves and FSDP put another tensor in its place."""
+        weight = _parameter_of(self.layers[0])
         if weight is None:
             raise ValueError(f"the weight of layer {self.name!r} must be a parameter, not computed from others")
         return weight
+
+    @property
+    def masked(self) -> list[MaskedLayer]:
+        """Its layers where they keep a weight in full."""
+        return [layer for layer in self.layers if isinstance(layer, MaskedLayer)]
+
+    @property
+    def compact(self) -> list[CompactLayer]:
+        """Its layers where they keep the active weights alone."""
+        return [layer for layer in self.layers if isinstance(layer, CompactLayer)]
+
+    @torch.no_grad()
+    def in_full(self) -> Tensor:
+        """The weight in full, on every process; of a compact layer with zeros under the mask."""
+        return self.compact[0].weight if self.compact else whole(self.weight.detach())
 
     @property
     def mask(self) -> Mask:
@@ -53,7 +70,7 @@ class MaskedWeight:
 
     def magnitude(self, all_of_it: bool = False) -> Tensor:
         """Of the weight's shape, float32 or float64: absolute values, and -1 under the mask, or everywhere values."""
-        value = whole(self.weight.detach()).abs()
+        value = self.in_full().abs()
         value = value if value.dtype == torch.float64 else value.float()
         if not all_of_it:
             value = torch.where(self.mask.dense(), value, -1.0)
@@ -101,9 +118,9 @@ def masked_weights(model: nn.Module, layers: Selection | None, dense: Selection)
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
-    names: dict[MaskedLayer, list[str]] = {}
+    names: dict[LayerWithMask, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, MaskedLayer):
+        if isinstance(module, LayerWithMask):
             names.setdefault(module, []).append(name)
     if not names:
         raise ValueError(
@@ -112,16 +129,16 @@ def masked_weights(model: nn.Module, layers: Selection | None, dense: Selection)
         )
     chosen = set(names) if layers is None else _selected(names, layers, "layers")
     kept_dense = _selected(names, dense, "dense")
-    sharing: dict[int, list[MaskedLayer]] = {}
+    sharing: dict[int, list[LayerWithMask]] = {}
     for layer in names:
-        weight = weight_of(layer)
+        weight = _parameter_of(layer)
         sharing.setdefault(id(layer if weight is None else weight), []).append(layer)
     result = []
     for group in sharing.values():
         if chosen.isdisjoint(group):
             continue
         one = MaskedWeight(names[group[0]][0], tuple(group), not kept_dense.isdisjoint(group))
-        shape = one.weight.shape
+        shape = one.layers[0].mask.shape if one.compact else one.weight.shape
         for layer in group:
             if layer.mask.shape != shape:
                 raise ValueError(
@@ -144,7 +161,7 @@ def masked_weights(model: nn.Module, layers: Selection | None, dense: Selection)
     return result
 
 
-def _selected(names: dict[MaskedLayer, list[str]], selection: Selection, argument: str) -> set[MaskedLayer]:
+def _selected(names: dict[LayerWithMask, list[str]], selection: Selection, argument: str) -> set[LayerWithMask]:
     if callable(selection):
         return {layer for layer, known in names.items() if selection(known[0], layer)}
     if isinstance(selection, str):
@@ -156,5 +173,9 @@ def _selected(names: dict[MaskedLayer, list[str]], selection: Selection, argumen
     return {layer for layer, known in names.items() if not wanted.isdisjoint(known)}
 
 
-def _known(names: dict[MaskedLayer, list[str]]) -> list[str]:
+def _known(names: dict[LayerWithMask, list[str]]) -> list[str]:
     return [known[0] for known in names.values()]
+
+
+def _parameter_of(layer: LayerWithMask) -> Tensor | None:
+    return layer._parameters.get("values") if isinstance(layer, CompactLayer) else weight_of(layer)  # type: ignore[arg-type]

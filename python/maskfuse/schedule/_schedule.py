@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +13,10 @@ from .. import _processes
 from .._processes import Group
 from .._sharded import is_sharded, local, local_part
 from ..mask import Mask
+from ..nn._compact import set_masks
+from ..nn._optimizer_state import Optimizers, beginning, holds
 from ._layers import MaskedWeight, Pool, Selection, masked_weights
 from .budget import BUDGETS, Budget
-
-Optimizers: TypeAlias = torch.optim.Optimizer | Sequence[torch.optim.Optimizer]
-
-# State of a weight that does not begin at zero, and the option that it begins at: Rprop's and Adagrad's.
-_BEGINNINGS = {"step_size": "lr", "sum": "initial_accumulator_value"}
 
 
 class Schedule(ABC):
@@ -151,10 +148,13 @@ class Schedule(ABC):
                 continue
             changed = True
             weight = one.weight
+            if one.compact:
+                set_masks(one.compact, mask, [o for o in self._optimizers if holds(o, weight)])
+                continue
             before = one.mask.dense()
             if not retain:
                 local(weight).masked_fill_(local_part(flags & ~before, weight), 0)
-            for layer in one.layers:
+            for layer in one.masked:
                 layer.set_mask(mask, retain=retain)
             _forget(self._optimizers, weight, flags ^ before)
         return changed
@@ -219,8 +219,7 @@ def _forget(optimizers: Iterable[torch.optim.Optimizer], weight: Tensor, where: 
         state = optimizer.state.get(weight)
         if not state:
             continue
-        group = next(group for group in optimizer.param_groups if any(p is weight for p in group["params"]))
         for name, value in state.items():
             if isinstance(value, Tensor) and value.shape == weight.shape:
-                beginning = float(group[_BEGINNINGS[name]]) if name in _BEGINNINGS else 0.0
-                local(value).masked_fill_(local_part(where.to(value.device), value), beginning)
+                begins = beginning(optimizer, weight, name)
+                local(value).masked_fill_(local_part(where.to(value.device), value), begins)

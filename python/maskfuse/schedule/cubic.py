@@ -29,7 +29,7 @@ class CubicSchedule(Schedule):
     history of L-BFGS) is left alone.
 
     Args:
-        model: has `MaskedLinear` and `MaskedConv2d` layers. Those that share a weight are masked alike.
+        model: has masked or compact layers. Those that share a weight are masked alike.
         optimizer: of the model, or several; protected or not.
         density: active share of all selected weights together at the end, more than 0, at most 1.
         initial_density: the share at `begin`, at least `density`.
@@ -48,7 +48,7 @@ class CubicSchedule(Schedule):
     Raises:
         TypeError: no model, no optimizer, or a number of steps that is no integer.
         ValueError: no masked layers, names that none has, densities or steps out of range, an optimizer of others'
-            parameters, or dense layers that have more weights than the density allows.
+            parameters, dense layers that have more weights than the density allows, or `retain` with compact layers.
     """
 
     def __init__(
@@ -78,6 +78,9 @@ class CubicSchedule(Schedule):
                 f"initial_density must be at least density, got {self.initial_density} and {self.final_density}"
             )
         self.retain = bool(retain)
+        compact = [one.name for one in self._weights if one.compact]
+        if self.retain and compact:
+            raise ValueError(f"retain must be False for compact layers, which keep no values under a mask: {compact}")
 
     def density_at(self, step: int) -> float:
         """The density that is aimed at after `step` steps of the optimizer; before `begin` the initial one."""

@@ -10,11 +10,11 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from ..functional import _channel_masks
-from ..nn._masked import MaskedLayer
+from ..nn._with_mask import LayerWithMask
 
 
 class DenseGradients:
@@ -24,7 +24,7 @@ class DenseGradients:
         self.sums: dict[str, Tensor] = {}  # by name, float32 or float64
 
     @contextmanager
-    def recording(self, layers: Iterable[tuple[str, MaskedLayer]]) -> Iterator[None]:
+    def recording(self, layers: Iterable[tuple[str, LayerWithMask]]) -> Iterator[None]:
         """Forward passes in it are recorded; backward may come later. Layers compute what they always do."""
         handles = []
         try:
@@ -37,18 +37,16 @@ class DenseGradients:
             for handle in handles:
                 handle.remove()
 
-    def _called(
-        self, name: str, layer: MaskedLayer, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
-    ) -> None:
+    def _called(self, name: str, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         if output.requires_grad:
             bound = dict(zip(("input", "channels"), args, strict=False)) | kwargs
             input, channels = bound["input"].detach(), bound.get("channels")
             output.register_hook(functools.partial(self._add, name, layer, input, channels))
 
     @torch.no_grad()
-    def _add(self, name: str, layer: MaskedLayer, input: Tensor, channels: Tensor | None, grad: Tensor) -> None:
+    def _add(self, name: str, layer: Any, input: Tensor, channels: Tensor | None, grad: Tensor) -> None:
         if channels is not None:
-            input = _channel_masks.zeroed(input, channels, 2 if isinstance(layer, nn.Conv2d) else 0)
+            input = _channel_masks.zeroed(input, channels, 2 if len(layer.mask.shape) == 4 else 0)
         dtype = torch.promote_types(grad.dtype, torch.float32)  # sums of half types would have many ties
         with torch.autocast(grad.device.type, enabled=False):
             gradient = weight_gradient(layer, input.to(dtype), grad.to(dtype))
@@ -56,18 +54,18 @@ class DenseGradients:
         self.sums[name] = gradient if known is None else known.add_(gradient)
 
 
-def weight_gradient(layer: MaskedLayer, input: Tensor, grad: Tensor) -> Tensor:
+def weight_gradient(layer: Any, input: Tensor, grad: Tensor) -> Tensor:
     """Gradient of a layer's weight as the plain layer has it, masked nowhere.
 
     Args:
-        layer: `MaskedLinear` or `MaskedConv2d`.
+        layer: masked or compact.
         input: what the layer was given, `[..., in]` or `[batch, in, height, width]`, or without `batch`.
         grad: gradient of what it returned, in the input's dtype.
 
     Returns:
         Of the weight's shape, in that dtype.
     """
-    if isinstance(layer, nn.Conv2d):
+    if len(layer.mask.shape) == 4:
         # A constructor's padding, "same" or not, is kept in this form too.
         mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
         images = F.pad(input, layer._reversed_padding_repeated_twice, mode=mode)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .. import _processes
 from .._processes import Group
-from .._sharded import local, whole
+from .._sharded import local
 from ..mask import largest
 from ._layers import MaskedWeight, Pool, Selection
 from ._schedule import Optimizers, Schedule, check_count
@@ -129,7 +129,7 @@ class SET(_Rewiring):
     Processes that train one model together all set the masks that the first one draws.
 
     Args:
-        model: has `MaskedLinear` and `MaskedConv2d` layers. Those that share a weight are masked alike.
+        model: has masked or compact layers. Those that share a weight are masked alike.
         optimizer: of the model, or several; protected or not.
         density: active share of all selected weights together, more than 0, at most 1.
         end: steps of the optimizer after which masks stay as they are.
@@ -217,7 +217,7 @@ class RigL(_Rewiring):
     Of processes that train one model together the dense gradient is summed, and all set the masks of the first one.
 
     Args:
-        model: has `MaskedLinear` and `MaskedConv2d` layers. Those that share a weight are masked alike.
+        model: has masked or compact layers. Those that share a weight are masked alike.
         optimizer: of the model, or several; protected or not.
         density: active share of all selected weights together, more than 0, at most 1.
         end: steps of the optimizer after which masks stay as they are; three quarters of the training in the paper.
@@ -363,7 +363,7 @@ def _kept_by_magnitude(pool: Pool, magnitude: Tensor, drop: int) -> Tensor:
 
 
 def _kept_by_sign(pool: Pool, magnitude: Tensor, drop: int) -> Tensor:
-    negative = pool.join(whole(member.weight.detach()) < 0 for member in pool.members)
+    negative = pool.join(member.in_full() < 0 for member in pool.members)
     sides = [(magnitude >= 0) & ~negative, (magnitude >= 0) & negative]
     numbers = [int(side.sum()) for side in sides]
     kept = torch.zeros_like(negative)
