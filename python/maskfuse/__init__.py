@@ -3,6 +3,7 @@
 from . import functional, nn, optim, reference, schedule
 from ._self_test.run import self_test
 from .backends import use_backend
+from .compact import compact
 from .convert import Policy, convert
 from .fold import fold
 from .functional.channel_gather import channel_gather
@@ -25,6 +26,7 @@ __all__ = [
     "channel_gather",
     "channel_scatter",
     "channel_select",
+    "compact",
     "convert",
     "explain",
     "fold",

@@ -1,0 +1,109 @@
+"""Takes the channels that were decided on out of a model's parameters, buffers and layers, in place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._memory_format import memory_format_of
+from ..nn.freeze import freeze, frozen_mask
+from .decide import Decision, foldable, folded_bias
+from .labels import Dim
+from .trace import Reader, Trace
+
+
+@torch.no_grad()
+def cut(model: nn.Module, trace: Trace, decision: Decision) -> dict[int, Tensor]:
+    """Cuts, and returns the mask of each masked weight, of the weights that are left, by the id of its parameter now."""
+    grouped: dict[int, Reader] = {id(r.weight): r for r in trace.readers if r.groups > 1 and r.weight is not None}
+    _fold_constants(trace, decision)
+    new: dict[int, Tensor] = {}
+    masks: dict[int, Tensor] = {}
+    for key, (t, dims) in trace.parameters.items():
+        reader = grouped.get(key)
+        values = _kept(t, dims, reader, decision)
+        if values.shape != t.shape:
+            new[key] = _in_place_of(t, values)
+            frozen = frozen_mask(t)
+            if frozen is not None:
+                freeze(new[key], _kept(frozen.dense(), dims, reader, decision))
+        if key in trace.masks:
+            masks[id(new.get(key, t))] = _kept(trace.masks[key], dims, reader, decision)
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            changed = {name: new[id(t)] for name, t in tensors.items() if id(t) in new}
+            tensors.update(changed)  # type: ignore[arg-type]
+    for reader in grouped.values():
+        if reader.module is not None:
+            reader.module.groups = int(_groups_left(reader, decision).sum())
+    for norm in trace.together:
+        gone = decision.of(norm.channels, len(norm.channels))
+        norm.module.num_groups = int((~gone).view(norm.groups, -1).any(1).sum())
+        norm.module.num_channels = int((~gone).sum())
+    for module in model.modules():
+        _resize(module)
+    return masks
+
+
+def _fold_constants(trace: Trace, decision: Decision) -> None:
+    """Adds what constant channels that go contribute to the biases; a layer without a bias gets one."""
+    for reader in trace.readers:
+        if not foldable(trace, reader) or reader.weight is None:
+            continue
+        module: Any = reader.module
+        added = folded_bias(reader, reader.weight, decision)
+        if not bool(added.any()):
+            continue
+        if module.bias is not None:
+            module.bias.copy_(module.bias.double() + added.to(module.bias.device))
+        else:
+            kept = added[~decision.of(reader.outputs, len(added))].to(reader.weight)
+            module.bias = nn.Parameter(kept, requires_grad=reader.weight.requires_grad)
+
+
+def _kept(t: Tensor, dims: tuple[Dim, ...], reader: Reader | None, decision: Decision) -> Tensor:
+    if reader is not None:
+        return _kept_in_groups(t, reader, decision)
+    for d, dim in enumerate(dims):
+        gone = decision.of(dim, t.shape[d])
+        if bool(gone.any()):
+            t = t.index_select(d, (~gone).nonzero().squeeze(1).to(t.device))
+    return t
+
+
+def _groups_left(reader: Reader, decision: Decision) -> Tensor:
+    """Bool `[groups]` of a convolution: those that have channels left."""
+    gone = decision.of(reader.outputs, len(reader.outputs))
+    return ~gone.view(reader.groups, -1).all(1)
+
+
+def _kept_in_groups(t: Tensor, reader: Reader, decision: Decision) -> Tensor:
+    """Of a weight `[out, in / groups, ...]`: each group keeps as many inputs, but not the same ones."""
+    rows = (~decision.of(reader.outputs, len(reader.outputs))).nonzero().squeeze(1)
+    stay = ~decision.of(reader.inputs, len(reader.inputs)).view(reader.groups, -1)
+    group = rows // (len(reader.outputs) // reader.groups)
+    columns = torch.stack([stay[g].nonzero().squeeze(1) for g in group.tolist()])
+    return t[rows[:, None].to(t.device), columns.to(t.device)]
+
+
+def _in_place_of(t: Tensor, values: Tensor) -> Tensor:
+    values = values.contiguous(memory_format=memory_format_of(t))
+    return nn.Parameter(values, requires_grad=t.requires_grad) if isinstance(t, nn.Parameter) else values
+
+
+def _resize(module: Any) -> None:
+    """Makes a layer's sizes those of its parameters."""
+    weight = module._parameters.get("weight")
+    if isinstance(module, nn.Linear) and weight is not None:
+        module.out_features, module.in_features = weight.shape
+    elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and weight is not None:
+        module.out_channels, module.in_channels = len(weight), weight.shape[1] * module.groups
+    elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+        of = weight if weight is not None else module.running_mean
+        module.num_features = module.num_features if of is None else len(of)
+    elif isinstance(module, nn.Embedding) and weight is not None:
+        module.embedding_dim = weight.shape[1]
+    elif isinstance(module, nn.PReLU) and weight is not None:
+        module.num_parameters = len(weight)
