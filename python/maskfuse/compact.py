@@ -7,8 +7,7 @@ import logging
 import warnings
 from typing import Any, TypeVar
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ._compact.check import differs, inputs_like, run, where_they_part
 from ._compact.cut import cut
@@ -30,12 +29,14 @@ def compact(model: Model, example_inputs: Any, tolerance: float | None = None) -
     """A copy of a model without the channels that do not matter; the model itself stays as it is.
 
     A channel goes where each layer that reads it masks all of its weights on it, or meets a constant there. A constant
-    is what a channel holds whose weights are all masked: its bias, and what norms and activations make of that, followed
-    through the ops of one forward pass, so that it is known to depend on no input. Zero adds nothing and may be left
-    out; another constant is added to the bias of the layer that reads it (which gets one if need be), except where a
-    convolution puts zeros beside it at the border: then the channel stays. As rows go, columns go that they alone
-    read, and so on. Channels go together where they meet: in sums (residual connections, where a sum is constant only
-    if all its terms are), products, norms, concatenations, convolutions in groups, and a linear layer behind a flatten.
+    is what a channel holds whose weights are all masked: its bias, and what norms and activations make of that,
+    followed through the ops of one forward pass, so that it is known to depend on no input. Zero adds nothing and may
+    be left out; another constant is added to the bias of the layer that reads it (which gets one if need be), except
+    where a convolution puts zeros beside it at the border: then the channel stays. As rows go, columns go that they
+    alone read, and so on. Channels go together where they meet: in sums (residual connections, where a sum is constant
+    only if all its terms are), products, norms, concatenations, convolutions in groups, and linear layers behind a
+    flatten. What a pass of the model does not run is not seen: where it chooses by its input, the example must be of
+    the kind that matters.
 
     What stays in any case: channels of what the model returns, and of its inputs; those that a layer norm or a softmax
     runs over, as each counts in its statistics, and a group of a group norm unless all of it goes; those that an op
@@ -61,8 +62,8 @@ def compact(model: Model, example_inputs: Any, tolerance: float | None = None) -
         example_inputs: what the model is called with: a tensor, a tuple or list of arguments, or a dict of keyword
             arguments. Sizes that are no channels (batch, image, sequence) may be others later, if the model's own code
             does not depend on them.
-        tolerance: how far outputs may be apart, as a share of the largest of them; None is 1.2e-4 in float32, 2.9e-11 in
-            float64, and 16 units of rounding in half types.
+        tolerance: how far outputs may be apart, as a share of the largest of them; None is 1.2e-4 in float32, 2.9e-11
+            in float64, and 8 units of rounding in half types.
 
     Raises:
         TypeError: not a module; or what `fold` refuses: gated layers, subclasses of masked layers, parametrizations.
@@ -79,7 +80,8 @@ def compact(model: Model, example_inputs: Any, tolerance: float | None = None) -
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     for name, t in (*model.named_parameters(), *model.named_buffers()):
         if t.is_meta or is_sharded(t):
-            raise ValueError(f"model must have its values here, but {name!r} is {'on meta' if t.is_meta else 'sharded'}")
+            where = "on meta" if t.is_meta else "sharded"
+            raise ValueError(f"model must have all of its values here, but {name!r} is {where}")
     made = _copied(model)
     layers = [module for module in made.modules() if isinstance(module, MaskedLayer)]
     if not layers:
@@ -109,8 +111,8 @@ def compact(model: Model, example_inputs: Any, tolerance: float | None = None) -
     for module, training in modes.items():
         module.training = training
     for name, size in _sizes(made).items():
-        if size != sizes[name]:
-            _log.info("compact: %s %s -> %s", name, sizes[name], size)
+        if size != sizes.get(name):
+            _log.info("compact: %s %s -> %s", name, sizes.get(name, "none"), size)
     return made
 
 
@@ -154,8 +156,8 @@ def _check(
         masked = _copied(model).eval()
         part = where_they_part(masked, made, example, trace.named, decision, tolerance)
         raise RuntimeError(
-            f"model ({type(model).__name__}) without its dead channels does not return what it did ({reason}). They part "
-            f"{part}. Code that counts on a layer's size has to ask for it; the model is unchanged"
+            f"model ({type(model).__name__}) without its dead channels does not return what it did ({reason}). They "
+            f"part {part}. Code that counts on a layer's size has to ask for it; the model is unchanged"
         ) from error
 
 

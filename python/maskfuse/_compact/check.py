@@ -55,7 +55,7 @@ def differs(got: Any, want: Any, tolerance: float | None) -> str | None:
         allowed = tolerance
         if allowed is None:
             dtype = next(t.dtype for t in theirs if t.is_floating_point())
-            allowed = torch.finfo(dtype).eps * _ROUNDINGS.get(dtype, 16.0)
+            allowed = torch.finfo(dtype).eps * _ROUNDINGS.get(dtype, 8.0)
         finite = b[b.isfinite()]
         largest = float(finite.abs().max()) if len(finite) else 0.0
         if not torch.allclose(a, b, rtol=0.0, atol=allowed * largest, equal_nan=True):

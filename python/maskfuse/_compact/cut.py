@@ -16,7 +16,7 @@ from .trace import Reader, Trace
 
 @torch.no_grad()
 def cut(model: nn.Module, trace: Trace, decision: Decision) -> dict[int, Tensor]:
-    """Cuts, and returns the mask of each masked weight, of the weights that are left, by the id of its parameter now."""
+    """Cuts, and returns what is left of each masked weight's mask, by the id of its parameter now."""
     grouped: dict[int, Reader] = {id(r.weight): r for r in trace.readers if r.groups > 1 and r.weight is not None}
     _fold_constants(trace, decision)
     new: dict[int, Tensor] = {}
@@ -26,24 +26,26 @@ def cut(model: nn.Module, trace: Trace, decision: Decision) -> dict[int, Tensor]
         values = _kept(t, dims, reader, decision)
         if values.shape != t.shape:
             new[key] = _in_place_of(t, values)
-            frozen = frozen_mask(t)
-            if frozen is not None:
-                freeze(new[key], _kept(frozen.dense(), dims, reader, decision))
+            frozen, parameter = frozen_mask(t), new[key]
+            if frozen is not None and isinstance(parameter, nn.Parameter):
+                freeze(parameter, _kept(frozen.dense(), dims, reader, decision))
         if key in trace.masks:
             masks[id(new.get(key, t))] = _kept(trace.masks[key], dims, reader, decision)
-    for module in model.modules():
-        for tensors in (module._parameters, module._buffers):
+    for owner in model.modules():
+        for tensors in (owner._parameters, owner._buffers):
             changed = {name: new[id(t)] for name, t in tensors.items() if id(t) in new}
             tensors.update(changed)  # type: ignore[arg-type]
     for reader in grouped.values():
-        if reader.module is not None:
-            reader.module.groups = int(_groups_left(reader, decision).sum())
+        convolution: Any = reader.module
+        if convolution is not None:
+            convolution.groups = int(_groups_left(reader, decision).sum())
     for norm in trace.together:
         gone = decision.of(norm.channels, len(norm.channels))
-        norm.module.num_groups = int((~gone).view(norm.groups, -1).any(1).sum())
-        norm.module.num_channels = int((~gone).sum())
-    for module in model.modules():
-        _resize(module)
+        module: Any = norm.module
+        module.num_groups = int((~gone).view(norm.groups, -1).any(1).sum())
+        module.num_channels = int((~gone).sum())
+    for owner in model.modules():
+        _resize(owner)
     return masks
 
 

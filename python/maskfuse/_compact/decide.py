@@ -43,9 +43,9 @@ def decide(trace: Trace) -> Decision:
     """The largest set of channels that nothing needs.
 
     A channel goes where each product that reads it has no active weight on it in a row that stays, or meets a constant
-    there which is zero or can be added to the layer's bias. As rows go, the columns that they alone read go too: so it is
-    repeated until nothing changes. Where sizes would not fit any more (groups of a convolution that differ, parts of a
-    norm's group, a layer without channels) some channels are made to stay, and all of it is found anew.
+    there which is zero or can be added to the layer's bias. As rows go, the columns that they alone read go too: so it
+    is repeated until nothing changes. Where sizes would not fit any more (groups of a convolution that differ, parts of
+    a norm's group, a layer without channels) some channels are made to stay, and all of it is found anew.
     """
     roots = trace.atoms.roots()
     products = [_Product(reader, roots, foldable(trace, reader)) for reader in trace.readers]
@@ -98,7 +98,7 @@ def _unfit(trace: Trace, products: list[_Product], roots: Tensor, dead: Tensor) 
 
 
 def _uneven(product: _Product, dead: Tensor) -> list[Tensor]:
-    """Of a convolution in groups: channels by which groups that stay would have fewer inputs, or outputs, than others."""
+    """Of a convolution in groups: channels by which one group would have fewer inputs, or outputs, than another."""
     inputs, outputs = product.inputs.view(product.groups, -1), product.outputs.view(product.groups, -1)
     left = ~(dead[inputs].all(1) & dead[outputs].all(1))
     kept = []

@@ -70,8 +70,8 @@ class Constant:
 class Labels:
     """What is known of a tensor in a trace.
 
-    `source` is the parameter or buffer that it is, possibly transposed or cast, and which of that one's dims each of its
-    own is.
+    `source` is the parameter or buffer that it is, possibly transposed or cast, and which of that one's dims each of
+    its own is.
     """
 
     dims: tuple[Dim, ...]

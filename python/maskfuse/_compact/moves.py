@@ -71,7 +71,7 @@ def _places(sizes: list[int], dim: int) -> Tensor:
     return torch.arange(math.prod(sizes)) // math.prod(sizes[dim + 1 :]) % sizes[dim]
 
 
-def _carry(trace: Trace, x: Tensor, out: Tensor, order: list[int | None]) -> bool:
+def _carry(trace: Trace, x: Tensor, out: Tensor, order: Sequence[int | None]) -> bool:
     """The result's dims are those of `x` in another order, None for new ones of size 1; others were dropped."""
     labels = trace.labels(x)
     for d in set(range(x.dim())) - set(order):

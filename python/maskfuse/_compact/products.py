@@ -98,9 +98,7 @@ def _read(
     weight = None if of_w.source is None else of_w.source[0]
     stay = (0,)  # the atom of what is never cut
     trace.readers.append(
-        Reader(
-            weight, owner, active, inputs or stay * columns, outputs or stay * rows, constants, padded, groups
-        )
+        Reader(weight, owner, active, inputs or stay * columns, outputs or stay * rows, constants, padded, groups)
     )
 
 
@@ -131,6 +129,8 @@ def _owner(trace: Trace, of_w: Labels, bias: Tensor | None, kinds: Any) -> nn.Mo
     """The plain layer that called the product with its own parameters."""
     module: Any = trace.calls.innermost()
     kinds = kinds if isinstance(kinds, tuple) else (kinds,)
-    if of_w.source is None or type(module) not in kinds:
+    if of_w.source is None or type(module) not in kinds or "forward" in module.__dict__:
         return None
-    return module if module.weight is of_w.source[0] and module.bias is bias else None
+    # A linear layer may add its bias in an op of its own.
+    mine = module.weight is of_w.source[0] and (bias is None or bias is module.bias)
+    return module if mine else None

@@ -167,10 +167,10 @@ def _reduction(trace: Trace, a: dict[str, Any], out: Any, sums: bool = False) ->
     kept: list[int | None] = [None if d in gone else d for d in range(x.dim()) if a["keepdim"] or d not in gone]
     dims = tuple(None if d is None else labels.dims[d] for d in kept)
     constant = None
-    if labels.constant is not None and labels.constant.dim in kept:
+    if labels.constant is not None and labels.constant.dim is not None and labels.constant.dim in kept:
         values = labels.constant.values
         still = (values == 0) if sums else ~values.isnan()  # how many are added depends on the input's size
-        constant = trace.observed(out, kept.index(labels.constant.dim), still) if labels.constant.dim is not None else None
+        constant = trace.observed(out, kept.index(labels.constant.dim), still)
     trace.set(out, dims, constant)
     return True
 
@@ -188,7 +188,7 @@ def _windows(spatial: int) -> Rule:
     """Pooling, resizing and padding by the image's own pixels: each channel of an image alone."""
 
     def rule(trace: Trace, a: dict[str, Any], out: Any) -> bool:
-        x = a.get("self", a.get("input"))
+        x = a["self"]
         labels, outer = trace.labels(x), x.dim() - spatial
         for dim in labels.dims[outer:]:
             trace.atoms.stay(dim)
@@ -197,9 +197,7 @@ def _windows(spatial: int) -> Rule:
         if labels.constant is not None and labels.constant.dim is not None and labels.constant.dim < outer:
             values = labels.constant.values
             uneven = a.get("count_include_pad") is not None and (any(a["padding"]) or a["divisor_override"] is not None)
-            constant = trace.observed(
-                results[0], labels.constant.dim, (values == 0) if uneven else ~values.isnan()
-            )
+            constant = trace.observed(results[0], labels.constant.dim, (values == 0) if uneven else ~values.isnan())
         for t in results:
             trace.set(t, labels.dims[:outer] + (None,) * spatial, constant if t is results[0] else None)
         return True

@@ -66,8 +66,8 @@ class Trace(TorchDispatchMode):
         for t in (*model.parameters(), *model.buffers()):
             self._name(t)
         for module in model.modules():
-            for t in module._parameters.values():
-                self._owners[id(t)] = self._owners.get(id(t), 0) + 1
+            for parameter in module._parameters.values():
+                self._owners[id(parameter)] = self._owners.get(id(parameter), 0) + 1
             if isinstance(module, _RIGID):
                 for t in (*module.parameters(), *module.buffers()):
                     self.stay(t)
