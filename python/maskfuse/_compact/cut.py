@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from .._memory_format import memory_format_of
 from ..nn.freeze import freeze, frozen_mask
 from .decide import Decision, foldable, folded_bias
-from .labels import Dim
-from .trace import Reader, Trace
+from .labels import Dim, Reader
+from .trace import Trace
 
 
 @torch.no_grad()

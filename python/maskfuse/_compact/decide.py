@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .labels import Dim
+from .labels import Dim, Reader
 from .products import by_groups
-from .trace import Reader, Trace
+from .trace import Trace
 
 
 @dataclass(frozen=True, eq=False)

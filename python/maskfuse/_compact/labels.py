@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Dim: TypeAlias = "tuple[int, ...] | None"  # the atom of each index, or None where all of them stay
 
@@ -85,3 +85,26 @@ class Labels:
         if self.constant is not None and self.constant.dim == dim:
             return self.constant.values
         return torch.full((size,), torch.nan, dtype=torch.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class Reader:
+    """A product of an activation with a weight: the only kind of op that may read a channel and do without it."""
+
+    weight: Tensor | None  # the parameter; None for one that is computed
+    module: nn.Module | None  # the plain layer it was called for
+    active: Tensor  # bool [out, in / groups] on the CPU: whether any weight is
+    inputs: tuple[int, ...]  # atom of each input channel
+    outputs: tuple[int, ...]  # atom of each output channel
+    constants: Tensor  # float64 [in]: what the channels hold, NaN where that is no constant
+    padded: bool  # zeros beside the image, so that a constant channel adds another sum at the border
+    groups: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Together:
+    """Channels that a group norm takes statistics of in groups: those of a group go together."""
+
+    module: nn.Module
+    channels: tuple[int, ...]
+    groups: int

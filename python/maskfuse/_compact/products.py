@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .labels import Labels
+from .labels import Labels, Reader
 
 if TYPE_CHECKING:
     from .trace import Trace
@@ -92,8 +92,6 @@ def _read(
     padded: bool,
     groups: int,
 ) -> None:
-    from .trace import Reader
-
     rows, columns = active.shape[0], active.shape[1] * groups
     weight = None if of_w.source is None else of_w.source[0]
     stay = (0,)  # the atom of what is never cut

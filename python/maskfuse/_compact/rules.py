@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_iter
 
 from . import moves
-from .labels import Constant
+from .labels import Constant, Together
 from .products import convolution, matrix_product
 
 if TYPE_CHECKING:
@@ -135,8 +135,6 @@ def _layer_norm(trace: Trace, a: dict[str, Any], out: Any) -> bool:
 
 
 def _group_norm(trace: Trace, a: dict[str, Any], out: Any) -> bool:
-    from .trace import Together
-
     x, groups, module = a["input"], a["group"], trace.calls.innermost()
     labels = trace.labels(x)
     dims = list(labels.dims)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
@@ -12,35 +11,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from .calls import Calls
-from .labels import Atoms, Constant, Dim, Labels
+from .labels import Atoms, Constant, Dim, Labels, Reader, Together
+from .rules import note
 
 Named: TypeAlias = "dict[str, list[tuple[Dim, ...]]]"  # the dims of what each module returned, by its name
 
 # Modules that ask for the sizes they were made with, whatever their parameters have.
 _RIGID = (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase, nn.LayerNorm)
-
-
-@dataclass(frozen=True, eq=False)
-class Reader:
-    """A product of an activation with a weight: the only kind of op that may read a channel and do without it."""
-
-    weight: Tensor | None  # the parameter; None for one that is computed
-    module: nn.Module | None  # the plain layer it was called for
-    active: Tensor  # bool [out, in / groups] on the CPU: whether any weight is
-    inputs: tuple[int, ...]  # atom of each input channel
-    outputs: tuple[int, ...]  # atom of each output channel
-    constants: Tensor  # float64 [in]: what the channels hold, NaN where that is no constant
-    padded: bool  # zeros beside the image, so that a constant channel adds another sum at the border
-    groups: int = 1
-
-
-@dataclass(frozen=True, eq=False)
-class Together:
-    """Channels that a group norm takes statistics of in groups: those of a group go together."""
-
-    module: nn.Module
-    channels: tuple[int, ...]
-    groups: int
 
 
 class Trace(TorchDispatchMode):
@@ -82,10 +59,13 @@ class Trace(TorchDispatchMode):
         self.parameters[id(t)] = (t, dims)
         self._known[id(t)] = (t, Labels(dims, constant, (t, tuple(range(t.dim())))))
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: torch would import its compiler to skip it, for seconds."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs an op, then its rule."""
-        from .rules import note
-
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         self._seen.update(id(t) for t in tree_iter((args, kwargs)) if isinstance(t, Tensor))
@@ -136,13 +116,14 @@ class Trace(TorchDispatchMode):
         They are read from the result, and have to be one value there up to rounding.
         """
         values = torch.full((out.shape[dim],), torch.nan, dtype=torch.float64)
-        if bool(still.any()) and out.numel() and out.is_floating_point():
+        if bool(still.any()) and out.numel() and not out.is_complex():
             rows = out.detach().movedim(dim, 0).flatten(1) if out.dim() > 1 else out.detach()[:, None]
             rows = rows[still.to(out.device)].double().cpu()
             low, high = rows.amin(1), rows.amax(1)
             largest = torch.maximum(low.abs(), high.abs())
             # A kernel may round the last few elements of a row otherwise. Zero is exact.
-            same = (high - low <= 4 * torch.finfo(out.dtype).eps * largest) & ((low * high > 0) | (largest == 0))
+            rounding = 4 * torch.finfo(out.dtype).eps if out.is_floating_point() else 0.0
+            same = (high - low <= rounding * largest) & ((low * high > 0) | (largest == 0))
             values[still] = torch.where(same, rows[:, 0], torch.nan)
         return None if bool(values.isnan().all()) else Constant(dim, values)
 
