@@ -56,3 +56,14 @@ def test_rigl():
     assert rigl["changes"] > 40 and rows["SET"]["changes"] > 40
     assert rigl["accuracy"] > 0.94 and rigl["accuracy"] > dense["accuracy"] - 0.025
     assert rows["SET"]["accuracy"] > fixed["accuracy"] and rigl["accuracy"] > fixed["accuracy"] + 0.015
+
+
+@pytest.mark.slow
+def test_channel_pruning():
+    rows = run("channel_pruning.py", "network")
+    assert list(rows) == ["dense", "masked", "compact"]
+    dense, masked, small = rows["dense"], rows["masked"], rows["compact"]
+    assert dense["accuracy"] > 0.97 and masked["accuracy"] > dense["accuracy"] - 0.01
+    assert small["accuracy"] == pytest.approx(masked["accuracy"], abs=0.003)  # one image, where two digits tie
+    assert small["difference"] < 1e-4 and small["parameters"] < dense["parameters"] * 0.4
+    assert small["bytes"] < dense["bytes"] * 0.4 < masked["bytes"]
