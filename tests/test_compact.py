@@ -353,6 +353,28 @@ def test_products_with_zero_and_bare_parameters():
     assert shapes(check(masked(Gated(), up=[0, 1]), 4, 6))["down"] == (6, 12)  # the bias times what the gate lets in
 
 
+class Embedded(nn.Module):
+    """Tokens and their places, as buffers number them."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens, self.places = nn.Embedding(20, 8), nn.Embedding(5, 8)
+        self.register_buffer("numbers", torch.arange(5)[None])
+        self.wide, self.narrow = nn.Linear(8, 12), nn.Linear(12, 3)
+
+    def forward(self, ids):
+        return self.narrow(F.gelu(self.wide(self.tokens(ids) + self.places(self.numbers))))
+
+
+def test_embeddings():
+    model = unread(unread(Embedded(), "narrow", [0, 4]), "wide", [2, 3])
+    ids = torch.randint(0, 20, (2, 5))
+    small = compact(model, ids)
+    torch.testing.assert_close(small(ids), model(ids))
+    assert shapes(small)["tokens"] == (20, 6) and shapes(small)["places"] == (5, 6) and small.numbers.shape == (1, 5)
+    assert shapes(small)["wide"] == (10, 6) and small.tokens.embedding_dim == 6
+
+
 class Odd(nn.Module):
     """A hidden layer, and something done to it."""
 

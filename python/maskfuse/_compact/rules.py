@@ -210,7 +210,7 @@ def _sum(trace: Trace, a: dict[str, Any], out: Any) -> bool:
 def _embedding(trace: Trace, a: dict[str, Any], out: Any) -> bool:
     rows, columns = trace.labels(a["weight"]).dims
     trace.atoms.stay(rows)
-    trace.set(out, (None,) * a["indices"].dim() + (columns,))
+    trace.set(out, (*trace.labels(a["indices"]).dims, columns))
     return True
 
 
