@@ -166,6 +166,12 @@ def test_a_constant_beside_zero_padding_stays_and_unpadded_goes():
     assert shapes(check(model, 2, 3, 1, 1, others=[(2, 3, 4, 4)]))["0"][0] == 6
     model[0].bias.data[1] = 0
     assert shapes(check(model, 2, 3, 1, 1, others=[(2, 3, 4, 4)]))["0"][0] == 5
+    # Nor that of a row that adds up such a constant.
+    rows = torch.ones(4, 6, 3, 3, dtype=torch.bool)
+    rows[0, [0, 2, 3, 4, 5]] = False
+    model = masked(nn.Sequential(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 4, 3, padding=1), nn.Conv2d(4, 2, 1)), _0=[1])
+    convert(model, {"1": Mask.from_dense(rows)})
+    assert shapes(check(model, 2, 3, 1, 1, others=[(2, 3, 4, 4)]))["1"] == (4, 6, 3, 3)
 
 
 @pytest.mark.parametrize("project", [False, True])
@@ -316,7 +322,52 @@ def test_average_pooling_over_zeros_at_the_border():
     for include in (False, True):
         pool = nn.AvgPool2d(3, 2, 1, count_include_pad=include)
         model = nn.Sequential(nn.Conv2d(3, 6, 1), pool, nn.Conv2d(6, 4, 1))
-        check(masked(model, _0=[0, 4]), 2, 3, 7, 7, others=[(2, 3, 6, 4)])
+        small = check(masked(model, _0=[0, 4]), 2, 3, 1, 1, others=[(2, 3, 7, 7), (2, 3, 6, 4)])
+        assert shapes(small)["0"][0] == 6
+
+
+def test_sums_over_images_of_any_size():
+    class Summed(nn.Module):
+        def __init__(self, reduce):
+            super().__init__()
+            self.conv, self.reduce, self.last = nn.Conv2d(3, 6, 1), reduce, nn.Linear(6, 4)
+
+        def forward(self, x):
+            return self.last(self.reduce(self.conv(x), (2, 3)))
+
+    for reduce, left in [(torch.sum, 6), (torch.mean, 4), (torch.amax, 4)]:
+        small = check(masked(Summed(reduce), conv=[0, 4]), 2, 3, 4, 4, others=[(2, 3, 7, 5)])
+        assert shapes(small)["conv"][0] == left
+
+
+class Computed(nn.Module):
+    """A weight, or a bias, that comes from the input."""
+
+    def __init__(self, bias):
+        super().__init__()
+        self.first, self.weight, self.last = nn.Linear(6, 5), nn.Linear(6, 7), nn.Linear(7, 4)
+        self.bias = nn.Linear(6, 7) if bias else None
+        self.image, self.flat = nn.Conv2d(1, 7, 1), nn.Conv2d(7, 4, 1)
+
+    def forward(self, x):
+        if self.bias is None:
+            return self.last(self.first(x) @ self.weight(x))
+        return self.flat(F.conv2d(x[:, None, None], self.image.weight, self.bias(x.mean(0))))
+
+
+def test_products_with_what_comes_from_the_input():
+    model = masked(Computed(False), first=list(range(5)))
+    assert shapes(check(model, 5, 6))["last"] == (4, 7)
+    assert shapes(check(masked(Computed(True), image=[0, 3]), 5, 6))["flat"][1] == 7
+
+
+def test_a_bias_of_two_layers_is_left_alone():
+    model = nn.Sequential(nn.Linear(6, 8), nn.Sigmoid(), nn.Linear(8, 8), nn.Sigmoid(), nn.Linear(8, 8))
+    model[4].bias = model[2].bias
+    small = check(masked(model, _0=[0, 1]), 3, 6)
+    assert shapes(small)["0"] == (8, 6) and small[4].bias is small[2].bias
+    model[0].bias.data[0] = -200  # of which the sigmoid makes zero
+    assert shapes(check(model, 3, 6))["0"] == (7, 6)
 
 
 def test_transformers_lose_hidden_features():

@@ -17,15 +17,16 @@ _ROUNDINGS = {torch.float64: 2.0**17, torch.float32: 2.0**10}
 
 
 def inputs_like(example: Any, count: int) -> list[Any]:
-    """The example, and others with normal random numbers in its floating tensors, of the same mean and deviation."""
+    """The example, and others with normal random numbers in its floating tensors, of the same mean and deviation (1 where
+    the example has none)."""
     generator = torch.Generator().manual_seed(0)
 
     def other(t: Any) -> Any:
         if not isinstance(t, Tensor) or not t.is_floating_point() or t.numel() < 2:
             return t
         values = torch.randn(t.shape, generator=generator, dtype=torch.float64)
-        scaled = values * t.double().std().cpu() + t.double().mean().cpu()
-        return torch.empty_like(t).copy_(scaled)
+        deviation, mean = t.double().std().item() or 1.0, t.double().mean().item()
+        return torch.empty_like(t).copy_(values * deviation + mean)
 
     return [example, *(tree_map(other, example) for _ in range(count))]
 

@@ -105,7 +105,7 @@ def _uneven(product: _Product, dead: Tensor) -> list[Tensor]:
     for named in (inputs[left], outputs[left]):
         gone = dead[named]
         most = gone.sum(1)
-        fewest = min(int(most.min()), named.shape[1] - 1) if len(most) else 0
+        fewest = int(most.min()) if len(most) else 0
         kept.append(named[gone & (gone.cumsum(1) > fewest)])
     return kept
 
