@@ -17,8 +17,8 @@ _ROUNDINGS = {torch.float64: 2.0**17, torch.float32: 2.0**10}
 
 
 def inputs_like(example: Any, count: int) -> list[Any]:
-    """The example, and others with normal random numbers in its floating tensors, of the same mean and deviation (1 where
-    the example has none)."""
+    """The example, and others with normal random numbers in its floating tensors, of the same mean and deviation, but
+    with a deviation of 1 where the example has none."""
     generator = torch.Generator().manual_seed(0)
 
     def other(t: Any) -> Any:
