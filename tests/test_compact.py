@@ -285,6 +285,19 @@ def test_masks_inside_convolutions_in_groups_are_sliced():
     assert torch.equal(small[2].mask.dense(), torch.cat([whole[2 * g : 2 * g + 2, kept[g]] for g in kept]))
 
 
+def test_around_transposed_convolutions():
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 1, bias=False), nn.ReLU(), nn.ConvTranspose2d(8, 6, 2, stride=2), nn.ReLU(), nn.Conv2d(6, 2, 1)
+    )
+    small = check(unread(masked(model, _0=[0, 1]), "4", [2]), 2, 3, 4, 4)
+    assert shapes(small) == {"0": (6, 3, 1, 1), "2": (6, 5, 2, 2), "4": (2, 5, 1, 1)}
+    assert (small[2].in_channels, small[2].out_channels) == (6, 5)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ConvTranspose2d(8, 6, 3, padding=1), nn.Conv2d(6, 2, 1))
+    assert shapes(check(masked(model, _0=[0, 1]), 2, 3, 1, 1, others=[(2, 3, 4, 4)]))["1"] == (8, 6, 3, 3)
+    model = nn.Sequential(nn.Conv2d(4, 8, 1, bias=False), nn.ConvTranspose2d(8, 8, 2, groups=2), nn.Conv2d(8, 2, 1))
+    assert shapes(check(masked(model, _0=[0, 4]), 2, 4, 3, 3))["0"][0] == 8
+
+
 def test_batch_norm_behind_linear_layers():
     model = nn.Sequential(nn.Linear(6, 12), nn.BatchNorm1d(12), nn.SiLU(), nn.Linear(12, 4))
     small = check(masked(lively(model), _0=[2, 3, 9]), 5, 6)
@@ -352,7 +365,7 @@ class Computed(nn.Module):
     def forward(self, x):
         if self.bias is None:
             return self.last(self.first(x) @ self.weight(x))
-        return self.flat(F.conv2d(x[:, None, None], self.image.weight, self.bias(x.mean(0))))
+        return self.flat(F.conv2d(x[:, None, None], self.image.weight, self.bias(x.mean(0, True))[0]))
 
 
 def test_products_with_what_comes_from_the_input():

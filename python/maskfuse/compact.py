@@ -40,8 +40,8 @@ def compact(model: Model, example_inputs: Any, tolerance: float | None = None) -
 
     What stays in any case: channels of what the model returns, and of its inputs; those that a layer norm or a softmax
     runs over, as each counts in its statistics, and a group of a group norm unless all of it goes; those that an op
-    counts off or mixes in a way that is not followed (heads of attention, channel shuffles, slices, transposed
-    convolutions, recurrent layers, circular padding). A convolution in groups loses whole groups, and as many channels
+    counts off or mixes in a way that is not followed (heads of attention, channel shuffles, slices, recurrent
+    layers, circular padding). A convolution in groups loses whole groups, and as many channels
     of each group as of any other. One channel stays where all would go.
 
     Layers whose mask is full then are plain; the others are masked layers with what is left of their mask, of one hole

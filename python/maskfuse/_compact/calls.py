@@ -11,8 +11,8 @@ from torch import nn
 class Calls:
     """Hooks on every module of a model for the time of a `with` block.
 
-    `running` are the modules that have begun and not returned, the innermost last; where a call raises they stay in
-    `raised`. `returned` is called with the name, the module and what it returned.
+    `running` are the modules that have begun and not returned, the innermost last; where a call raises they stay there.
+    `returned` is called with the name, the module and what it returned.
     """
 
     def __init__(self, model: nn.Module, returned: Callable[[str, nn.Module, Any], None] | None = None) -> None:

@@ -102,6 +102,8 @@ def _resize(module: Any) -> None:
         module.out_features, module.in_features = weight.shape
     elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and weight is not None:
         module.out_channels, module.in_channels = len(weight), weight.shape[1] * module.groups
+    elif isinstance(module, nn.modules.conv._ConvTransposeNd) and weight is not None:
+        module.in_channels, module.out_channels = len(weight), weight.shape[1] * module.groups
     elif isinstance(module, nn.modules.batchnorm._BatchNorm):
         of = weight if weight is not None else module.running_mean
         module.num_features = module.num_features if of is None else len(of)

@@ -29,7 +29,7 @@ def matrix_product(trace: Trace, a: dict[str, Any], out: Tensor) -> bool:
     if bias is not None:
         outputs = trace.atoms.join(outputs, trace.labels(bias).dims[0])
     columns, rows = (None, None) if of_w.source is None else of_w.source[1]
-    active = torch.ones(w.shape[1], w.shape[0], dtype=torch.bool)
+    active = _all(w.shape[1], w.shape[0])
     mask = _mask(trace, of_w)
     if mask is not None and {rows, columns} == {0, 1}:
         active = mask if rows == 0 else mask.t()
@@ -42,12 +42,12 @@ def matrix_product(trace: Trace, a: dict[str, Any], out: Tensor) -> bool:
 
 
 def convolution(trace: Trace, a: dict[str, Any], out: Tensor) -> bool:
-    """Convolutions of any rank, in groups too; not transposed ones."""
+    """Convolutions of any rank, in groups too."""
     x, w, bias, groups = a["input"], a["weight"], a["bias"], a["groups"]
     of_x, of_w = trace.labels(x), trace.labels(w)
     if a["transposed"]:
-        return False
-    active = torch.ones(w.shape[:2], dtype=torch.bool)
+        return _transposed(trace, a, out)
+    active = _all(*w.shape[:2])
     mask = _mask(trace, of_w)
     if mask is not None:
         active = mask.flatten(2).any(2)
@@ -74,6 +74,25 @@ def convolution(trace: Trace, a: dict[str, Any], out: Tensor) -> bool:
     still = _still(active, constants, padded, groups, bias is None or _known(trace, bias))
     trace.set(out, (of_x.dims[0], outputs) + (None,) * (out.dim() - 2), trace.observed(out, 1, still))
     return True
+
+
+def _transposed(trace: Trace, a: dict[str, Any], out: Tensor) -> bool:
+    """A transposed convolution, whose weight has the inputs first; at the border fewer places of a constant add up."""
+    x, w, bias = a["input"], a["weight"], a["bias"]
+    of_x, of_w = trace.labels(x), trace.labels(w)
+    if a["groups"] != 1:
+        return False
+    inputs, outputs = trace.atoms.join(of_x.dims[1], of_w.dims[0]), of_w.dims[1]
+    if bias is not None:
+        outputs = trace.atoms.join(outputs, trace.labels(bias).dims[0])
+    constants = _constants(of_x, of_w, x.shape[1])
+    _read(trace, of_w, None, _all(w.shape[1], w.shape[0]), inputs, outputs, constants, True, 1)
+    trace.set(out, (of_x.dims[0], outputs) + (None,) * (out.dim() - 2))
+    return True
+
+
+def _all(rows: int, columns: int) -> Tensor:
+    return torch.ones((), dtype=torch.bool).expand(rows, columns)
 
 
 def by_groups(columns: Tensor, groups: int, rows: int) -> Tensor:
