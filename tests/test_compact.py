@@ -182,6 +182,7 @@ def test_a_channel_dead_in_one_branch_alone_stays(project):
     masked(model, _0__2__conv2=[0, 1, 2], _0__3__conv2=[0, 1, 2])
     out = 12 if project else 8
     assert shapes(check(model, 2, 3, 8, 8))["0.2.conv2"][0] == out
+    assert shapes(compact(model, torch.zeros(2, 3, 8, 8)))["0.2.conv2"][0] == out  # where all looks constant
     stem = "_0__2__short" if project else "_0__0"
     if project:
         model[0][2].short.bias = None
