@@ -154,8 +154,8 @@ def test_inside_residual_blocks(project):
     assert small[2].conv1.out_channels == small[2].conv2.in_channels == out - 3
 
 
-def test_a_constant_beside_zero_padding_stays_and_unpadded_goes():
-    for padding, mode, left in [(1, "zeros", 6), (0, "zeros", 4), (1, "reflect", 4), (1, "replicate", 4)]:
+def test_constants_beside_zero_padding_become_one_and_unpadded_go():
+    for padding, mode, left in [(1, "zeros", 5), (0, "zeros", 4), (1, "reflect", 4), (1, "replicate", 4)]:
         model = nn.Sequential(
             nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Sigmoid(), nn.Conv2d(6, 2, 3, padding=padding, padding_mode=mode)
         )
@@ -172,6 +172,42 @@ def test_a_constant_beside_zero_padding_stays_and_unpadded_goes():
     model = masked(nn.Sequential(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 4, 3, padding=1), nn.Conv2d(4, 2, 1)), _0=[1])
     convert(model, {"1": Mask.from_dense(rows)})
     assert shapes(check(model, 2, 3, 1, 1, others=[(2, 3, 4, 4)]))["1"] == (4, 6, 3, 3)
+
+
+def test_one_constant_stands_for_others_in_a_padded_convolution():
+    def model(holes=None):
+        last = nn.Conv2d(4, 2, 1)
+        parts = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Sigmoid(), nn.Conv2d(8, 4, 3, 2, padding=1, dilation=2), last
+        made = masked(lively(nn.Sequential(*parts)), _0=[1, 2, 5, 6])
+        return made if holes is None else convert(made, {"3": Mask.from_dense(holes)})
+
+    first = model()
+    constants = torch.sigmoid(F.batch_norm(first[0].bias[None], *list(first[1].buffers())[:2], *first[1].parameters()))
+    small = check(first, 2, 3, 8, 8, others=[(1, 3, 5, 6)])
+    assert shapes(small)["0"][0] == 5 and shapes(small)["3"] == (4, 5, 3, 3)
+    largest = max([1, 2, 5, 6], key=lambda channel: float(constants[0, channel].detach()))
+    assert torch.equal(small[0].bias, first[0].bias[sorted([0, 3, 4, 7, largest])])  # none is magnified
+    holes = torch.rand(4, 8, 3, 3) > 0.7
+    holes[3, [1, 2, 5, 6]] = False
+    first = model(holes)
+    small = check(first, 2, 3, 8, 8)
+    assert small[3].weight.shape == (4, 5, 3, 3) and type(small[3]) is MaskedConv2d
+    carrier = next(i for i in range(5) if bool(small[0].weight[i].eq(0).all()))
+    assert torch.equal(small[3].mask.dense()[:, carrier], holes[:, [1, 2, 5, 6]].any(1))
+
+    class Shared(nn.Module):
+        """A weight that another layer has too is left as it is."""
+
+        def __init__(self):
+            super().__init__()
+            self.first, self.one, self.other = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 3, padding=1), nn.Conv2d(8, 4, 3)
+            self.other.weight = self.one.weight
+
+        def forward(self, x):
+            x = self.first(x)
+            return self.one(x)[..., 1:-1, 1:-1] + self.other(x)
+
+    assert shapes(check(masked(Shared(), first=[0, 1]), 2, 3, 6, 6))["first"][0] == 8
 
 
 @pytest.mark.parametrize("project", [False, True])
@@ -318,6 +354,7 @@ def test_whole_groups_of_a_group_norm_go():
     small = check(masked(normed(), _0=[3, 4, 5, 6]), 2, 3, 5, 5)
     assert shapes(small) == {"0": (9, 3, 1, 1), "1": (9,), "3": (2, 9, 1, 1)}
     assert (small[1].num_groups, small[1].num_channels) == (3, 9)
+    assert shapes(compact(masked(normed(), _0=[3, 4]), torch.zeros(2, 3, 5, 5)))["0"][0] == 12
     small = check(unread(normed(), "3", [0, 1, 2, 11]), 2, 3, 5, 5)
     assert small[1].num_groups == 3 and shapes(small)["0"][0] == 9
 
@@ -485,9 +522,7 @@ def test_what_is_written_in_place_is_no_constant_any_more():
 
         def forward(self, x):
             y = self.first(x)
-            y.view(-1)[:] += x.mean()
-            view = y.view(-1, 8)
-            view += x.mean()
+            y.view(-1).add_(x.mean())
             return self.last(y)
 
     assert shapes(check(masked(Written(), first=[0, 3]), 5, 6))["first"][0] == 8

@@ -31,18 +31,18 @@ def compact(model: Model, example_inputs: Any, tolerance: float | None = None) -
     A channel goes where each layer that reads it masks all of its weights on it, or meets a constant there. A constant
     is what a channel holds whose weights are all masked: its bias, and what norms and activations make of that,
     followed through the ops of one forward pass, so that it is known to depend on no input. Zero adds nothing and may
-    be left out; another constant is added to the bias of the layer that reads it (which gets one if need be), except
-    where a convolution puts zeros beside it at the border: then the channel stays. As rows go, columns go that they
-    alone read, and so on. Channels go together where they meet: in sums (residual connections, where a sum is constant
-    only if all its terms are), products, norms, concatenations, convolutions in groups, and linear layers behind a
-    flatten. What a pass of the model does not run is not seen: where it chooses by its input, the example must be of
-    the kind that matters.
+    be left out; another constant is added to the bias of the layer that reads it (which gets one if need be). Where a
+    convolution puts zeros beside constants at the border, it keeps one, with weights that stand for all. As rows go,
+    columns go that they alone read, and so on. Channels go together where they meet: in sums (residual connections,
+    where a sum is constant only if all its terms are), products, norms, concatenations, convolutions in groups, and
+    linear layers behind a flatten. What a pass of the model does not run is not seen: where it chooses by its input,
+    the example must be of the kind that matters.
 
     What stays in any case: channels of what the model returns, and of its inputs; those that a layer norm or a softmax
     runs over, as each counts in its statistics, and a group of a group norm unless all of it goes; those that an op
-    counts off or mixes in a way that is not followed (heads of attention, channel shuffles, slices, recurrent
-    layers, circular padding). A convolution in groups loses whole groups, and as many channels
-    of each group as of any other. One channel stays where all would go.
+    counts off or mixes in a way that is not followed (heads of attention, channel shuffles, slices, recurrent layers,
+    circular padding). A convolution in groups loses whole groups, and as many channels of each group as of any other.
+    One channel stays where all would go.
 
     Layers whose mask is full then are plain; the others are masked layers with what is left of their mask, of one hole
     or more in what stays. Values that were retained under a mask are zero. Parameters that are cut are new ones, with

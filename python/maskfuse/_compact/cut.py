@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from .._memory_format import memory_format_of
 from ..nn.freeze import freeze, frozen_mask
-from .decide import Decision, foldable, folded_bias
+from .decide import Decision, alone
 from .labels import Dim, Reader
+from .products import by_groups
 from .trace import Trace
 
 
@@ -50,19 +51,37 @@ def cut(model: nn.Module, trace: Trace, decision: Decision) -> dict[int, Tensor]
 
 
 def _fold_constants(trace: Trace, decision: Decision) -> None:
-    """Adds what constant channels that go contribute to the biases; a layer without a bias gets one."""
-    for reader in trace.readers:
-        if not foldable(trace, reader) or reader.weight is None:
+    """Puts constant channels that go into the layers that read them."""
+    for i, reader in enumerate(trace.readers):
+        gone = decision.of(reader.inputs, len(reader.inputs)) & ~reader.constants.isnan()
+        values = torch.where(gone, reader.constants, 0)
+        if reader.module is None or reader.weight is None or not bool(values.any()):
             continue
-        module: Any = reader.module
-        added = folded_bias(reader, reader.weight, decision)
-        if not bool(added.any()):
-            continue
-        if module.bias is not None:
-            module.bias.copy_(module.bias.double() + added.to(module.bias.device))
-        else:
-            kept = added[~decision.of(reader.outputs, len(added))].to(reader.weight)
-            module.bias = nn.Parameter(kept, requires_grad=reader.weight.requires_grad)
+        if i in decision.carriers:
+            _into_channel(trace, reader, reader.weight, values, decision.carriers[i])
+        elif not reader.padded and alone(trace, reader):
+            _into_bias(reader, reader.module, reader.weight, values, decision)
+
+
+def _into_channel(trace: Trace, reader: Reader, weight: Tensor, values: Tensor, carrier: int) -> None:
+    """Adds their weights to those of a constant that stays, as many times as they are of it."""
+    shares = (values / reader.constants[carrier]).to(weight.device)
+    added = (weight.double() * shares.view(-1, *[1] * (weight.dim() - 2))).sum(1)
+    weight[:, carrier] = (weight[:, carrier].double() + added).to(weight.dtype)
+    mask = trace.masks.get(id(weight))
+    if mask is not None:
+        mask[:, carrier] |= mask[:, values != 0].any(1)
+
+
+def _into_bias(reader: Reader, module: Any, weight: Tensor, values: Tensor, decision: Decision) -> None:
+    """Adds what they contribute to the bias; a layer without one gets one."""
+    taps = weight.double().cpu().flatten(1).view(*weight.shape[:2], -1).sum(2)
+    added = (taps * by_groups(values, reader.groups, len(taps))).sum(1)
+    if module.bias is not None:
+        module.bias.copy_(module.bias.double() + added.to(module.bias.device))
+    elif bool(added.any()):
+        kept = added[~decision.of(reader.outputs, len(added))].to(weight)
+        module.bias = nn.Parameter(kept, requires_grad=weight.requires_grad)
 
 
 def _kept(t: Tensor, dims: tuple[Dim, ...], reader: Reader | None, decision: Decision) -> Tensor:

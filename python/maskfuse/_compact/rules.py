@@ -116,8 +116,7 @@ def _batch_norm(trace: Trace, a: dict[str, Any], out: Any) -> bool:
     for name in ("weight", "bias", "running_mean", "running_var"):
         if a.get(name) is not None:
             dims[1] = trace.atoms.join(dims[1], trace.labels(a[name]).dims[0])
-    own = bool(a.get("training", False)) or a.get("running_mean") is None  # statistics of the batch
-    still = ~labels.values(1, x.shape[1]).isnan() & (not own)
+    still = ~labels.values(1, x.shape[1]).isnan()
     trace.set(result, tuple(dims), trace.observed(result, 1, still))
     return True
 
