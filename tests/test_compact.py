@@ -377,6 +377,26 @@ def test_average_pooling_over_zeros_at_the_border():
         assert shapes(small)["0"][0] == 6
 
 
+def test_padding_by_a_number():
+    model = masked(nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.ZeroPad2d(1), nn.Conv2d(6, 4, 3)), _0=[0, 4, 5])
+    model[0].bias.data[[0, 4, 5]] = torch.tensor([-1.0, 0.0, 1.0])
+    assert shapes(check(model, 2, 3, 5, 5))["3"] == (4, 4, 3, 3)  # the last is not 0, as what is beside it
+
+    class Widened(nn.Module):
+        """A residual block with more channels than its input, to which channels of zeros are added."""
+
+        def __init__(self):
+            super().__init__()
+            self.stem, self.conv, self.head = nn.Conv2d(3, 4, 1, bias=False), nn.Conv2d(4, 8, 1), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x):
+            x = self.stem(x)
+            return self.head(F.pad(x, (0, 0, 0, 0, 2, 2)) + self.conv(x))
+
+    small = check(unread(masked(Widened(), stem=[1], conv=[0, 3]), "head", [5]), 2, 3, 5, 5)
+    assert shapes(small) == {"stem": (3, 3, 1, 1), "conv": (7, 3, 1, 1), "head": (2, 7, 1, 1)}
+
+
 def test_sums_over_images_of_any_size():
     class Summed(nn.Module):
         def __init__(self, reduce):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .labels import Constant, Dim
 
@@ -188,9 +189,10 @@ def _pad(trace: Trace, a: dict[str, Any], out: Tensor) -> bool:
         if named is not None:
             dims[d] = (0,) * before + named + (0,) * after
         if constant is not None and constant.dim == d:
-            constant = None
+            values = F.pad(constant.values, (before, after), value=a["value"] or 0.0)
+            constant = Constant(d, values)
         elif constant is not None and constant.dim is not None:
-            values = torch.where(constant.values == a["value"], constant.values, torch.nan)
+            values = torch.where(constant.values == (a["value"] or 0.0), constant.values, torch.nan)
             constant = Constant(constant.dim, values)
         else:
             constant = None
