@@ -620,6 +620,16 @@ def test_inputs_as_arguments_and_by_name():
         assert compact(model, inputs).first.weight.shape == (7, 6)
 
 
+def test_inference_mode_and_packed_weights():
+    model = masked(mlp(nn.Sigmoid()), _0=[0, 1]).eval()
+    model[0].pack()
+    with torch.inference_mode():
+        x = torch.randn(3, 6)
+        small = compact(model, x)
+        torch.testing.assert_close(small(x), model(x))
+    assert small[0].weight.shape == (10, 6) and not any(p.is_inference() for p in small.parameters())
+
+
 def test_random_numbers_and_buffers_are_left_alone():
     model = masked(
         lively(nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 4))), _0=[0]

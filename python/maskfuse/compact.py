@@ -7,6 +7,7 @@ import logging
 import warnings
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from ._compact.check import differs, inputs_like, run, where_they_part
@@ -25,6 +26,7 @@ Model = TypeVar("Model", bound=nn.Module)
 _log = logging.getLogger("maskfuse")
 
 
+@torch.inference_mode(False)  # what is made here outlives the call, and ops are others there
 def compact(model: Model, example_inputs: Any, tolerance: float | None = None) -> Model:
     """A copy of a model without the channels that do not matter; the model itself stays as it is.
 
