@@ -1,18 +1,13 @@
-"""compact: random networks with random masks, a residual network of `transformers`, and what is refused."""
+"""compact: random networks with random masks, and networks of `transformers`."""
 
 from __future__ import annotations
 
-import copy
-import subprocess
-import sys
-
 import pytest
 import torch
+from compacts import Block, lively, masked, shapes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from maskfuse import Mask, compact, convert
-from maskfuse.nn import GatedLinear, MaskedLinear
-from test_compact import Block, lively, masked, mlp, shapes
 from torch import nn
 from torch.nn import functional as F
 
@@ -154,98 +149,3 @@ def test_language_models_lose_hidden_features():
     sizes = shapes(small)
     assert sizes["model.layers.0.mlp.up_proj"] == (21, 16) and sizes["model.layers.0.mlp.down_proj"] == (16, 21)
     assert sizes["model.layers.1.mlp.gate_proj"] == (23, 16)
-
-
-class Fixed(nn.Module):
-    """Code with a layer's size in it."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.pool, self.head = nn.Conv2d(3, 6, 3), nn.AdaptiveAvgPool2d(2), nn.Linear(24, 4)
-
-    def forward(self, x):
-        return self.head(self.pool(self.conv(x)).view(-1, 24))
-
-
-class Scaled(nn.Module):
-    """A number that depends on a layer's size."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 4)
-
-    def forward(self, x):
-        y = self.first(x)
-        return self.last(y / y.shape[-1])
-
-
-def test_code_that_knows_sizes_is_refused_and_named():
-    for model, shape, where in [
-        (masked(Fixed(), conv=[0, 1]), (2, 3, 6, 6), r"does not return what it did .*RuntimeError.*part in the model"),
-        (masked(Scaled(), first=[0, 1]), (3, 6), r"apart.*part in layer 'last' \(Linear\)"),
-    ]:
-        before = copy.deepcopy(model.state_dict())
-        with pytest.raises(RuntimeError, match=where):
-            compact(model, torch.randn(*shape))
-        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    assert compact(model, torch.randn(3, 6), tolerance=10.0).first.out_features == 6
-
-
-def test_what_the_check_finds_a_wrong_cut_by(monkeypatch):
-    from maskfuse._compact import decide
-
-    monkeypatch.setattr(decide._Product, "needed", lambda self, dead: self.inputs[:1])
-    with pytest.raises(RuntimeError, match=r"part in layer '2' \(Linear\)"):
-        compact(masked(mlp(nn.ReLU()), _0=[0]), torch.randn(3, 6))
-
-
-def test_bad_input():
-    x = torch.randn(3, 6)
-    with pytest.raises(TypeError, match=r"model must be an nn\.Module, got int"):
-        compact(3, x)
-    with pytest.raises(
-        ValueError, match=r"model \(Sequential\) does not run on example_inputs \(Tensor\): ValueError: input"
-    ):
-        compact(masked(mlp(nn.ReLU()), _0=[0]), torch.randn(3, 5))
-    with pytest.raises(ValueError, match=r"does not run on example_inputs \(dict\): TypeError"):
-        compact(masked(mlp(nn.ReLU()), _0=[0]), {"wrong": x})
-    with pytest.raises(ValueError, match=r"all of its values here, but '0\.weight' is on meta"):
-        compact(masked(mlp(nn.ReLU()), _0=[0]).to("meta"), x)
-    with pytest.raises(TypeError, match=r"layer '0' is gated"):
-        compact(nn.Sequential(GatedLinear(6, 6), MaskedLinear(6, 6)), x)
-    model = masked(mlp(nn.ReLU()), _0=[0])
-    model.state = model(x)  # a tensor with a history, which torch does not copy
-    with pytest.raises(ValueError, match=r"model \(Sequential\) cannot be copied: "):
-        compact(model, x)
-    with pytest.warns(UserWarning, match=r"model \(Sequential\) has no masked layers: nothing is cut"):
-        plain = mlp(nn.ReLU())
-        other = compact(plain, x)
-    assert other is not plain and torch.equal(other(x), plain(x))
-
-
-def test_hooks_stay_and_see_the_passes():
-    model = masked(mlp(nn.ReLU()), _0=[0, 1])
-    model[1].register_forward_hook(lambda module, args, output: output * 2)
-    small = compact(model, torch.randn(3, 6))
-    x = torch.randn(4, 6)
-    torch.testing.assert_close(small(x), model(x))
-    assert small[0].out_features == 10 and len(small[1]._forward_hooks) == 1
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in (small[0], small[2]))
-
-
-def test_parametrizations_of_other_layers_are_followed():
-    for normed in (nn.utils.parametrizations.spectral_norm, nn.utils.parametrizations.weight_norm):
-        model = masked(mlp(nn.ReLU()), _0=[0, 1])
-        normed(model[2])
-        model.eval()  # in training spectral norm changes its vectors in each call
-        x = torch.randn(4, 6)
-        torch.testing.assert_close(compact(model, x)(x), model(x))
-
-
-def test_it_needs_no_other_package():
-    code = (
-        "import sys, torch, maskfuse; assert not {'torch_pruning', 'transformers', 'torch._dynamo'} & set(sys.modules)"
-    )
-    code += "; l = maskfuse.nn.MaskedLinear(4, 4); maskfuse.compact(torch.nn.Sequential(l), torch.zeros(1, 4))"
-    code += "; assert not {'torch_pruning', 'torch._dynamo'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=100)

@@ -87,7 +87,7 @@ def compact(model: Model, example_inputs: Any, tolerance: float | None = None) -
     made = _copied(model)
     layers = [module for module in made.modules() if isinstance(module, MaskedLayer)]
     if not layers:
-        warnings.warn(f"model ({type(model).__name__}) has no masked layers: nothing is cut", UserWarning, stacklevel=2)
+        warnings.warn(f"model ({type(model).__name__}) has no masked layers: nothing is cut", UserWarning, stacklevel=3)
         return made
     modes = {module: module.training for module in made.modules()}
     made.eval()
