@@ -210,6 +210,24 @@ def test_transformers_lose_hidden_features():
     assert small[1].layers[0].activation_relu_or_gelu == 1  # the fast path, which the masks had turned off
 
 
+class Rigid(nn.Module):
+    """A module that asks for the sizes it was made with, and a layer that is not called."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.first, self.inner, self.spare = nn.Linear(6, 8, bias=False), inner, nn.Linear(8, 8)
+
+    def forward(self, x):
+        y = self.first(x)
+        return (self.inner(y, y, y) if isinstance(self.inner, nn.MultiheadAttention) else self.inner(y))[0]
+
+
+@pytest.mark.parametrize("inner", [nn.MultiheadAttention(8, 2, batch_first=True), nn.LSTM(8, 4), nn.GRU(8, 4)])
+def test_what_asks_for_its_sizes_or_is_not_called_stays(inner):
+    model = masked(Rigid(inner), first=[0, 3], spare=[1, 2])
+    assert shapes(check(model, 2, 5, 6)) == shapes(model)
+
+
 class Embedded(nn.Module):
     """Tokens and their places, as buffers number them."""
 

@@ -17,7 +17,7 @@ from .rules import note
 Named: TypeAlias = "dict[str, list[tuple[Dim, ...]]]"  # the dims of what each module returned, by its name
 
 # Modules that ask for the sizes they were made with, whatever their parameters have.
-_RIGID = (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase, nn.LayerNorm)
+_RIGID = (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase)
 
 
 class Trace(TorchDispatchMode):
