@@ -6,6 +6,7 @@ import pytest
 import torch
 from compacts import check, lively, masked, mlp, shapes, unread
 from maskfuse import Mask, convert
+from maskfuse._compact.trace import Trace
 from maskfuse.nn import MaskedConv2d
 from torch import nn
 from torch.nn import functional as F
@@ -207,3 +208,14 @@ def test_what_is_written_in_place_is_no_constant_any_more():
             return self.last(y)
 
     assert shapes(check(masked(Written(), first=[0, 3]), 5, 6))["first"][0] == 8
+
+
+def test_constants_are_read_where_they_are_one_value():
+    trace = Trace(nn.Linear(1, 1), {})
+    one = torch.tensor(1.0)
+    after = torch.nextafter(one, one + 1)  # a kernel's last lanes may round otherwise
+    out = torch.tensor([[1.0, 1.0, 2.0, 0.0, 0.0, torch.inf, 5.0], [1.0, after, 3.0, 1e-30, -0.0, torch.inf, 5.0]])
+    still = torch.tensor([True] * 6 + [False])
+    values = trace.observed(out, 1, still).values
+    assert torch.equal(values.nan_to_num(-1), torch.tensor([1.0, 1.0, -1, -1, 0, -1, -1], dtype=torch.float64))
+    assert trace.observed(out, 1, ~still & False) is None and trace.observed(out[:0], 1, still) is None
