@@ -208,6 +208,9 @@ def test_transformers_lose_hidden_features():
     assert sizes["1.layers.0.linear1"] == (21, 8) and sizes["1.layers.0.linear2"] == (8, 21)
     assert sizes["1.layers.1.linear1"] == (23, 8)
     assert small[1].layers[0].activation_relu_or_gelu == 1  # the fast path, which the masks had turned off
+    convert(model, {"1.layers.1.linear2": 0.5})
+    small = check(model, 2, 7, 5)
+    assert [layer.activation_relu_or_gelu for layer in small[1].layers] == [1, 0]  # on and off
 
 
 class Rigid(nn.Module):

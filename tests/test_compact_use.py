@@ -66,6 +66,21 @@ def test_inference_mode_and_packed_weights():
     assert small[0].weight.shape == (10, 6) and not any(p.is_inference() for p in small.parameters())
 
 
+def test_passes_draw_the_same_and_leave_the_inputs():
+    class Drawing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 4)
+
+        def forward(self, x):
+            return self.last(F.dropout(self.first(x.mul_(2)), 0.5, True))
+
+    x = torch.randn(3, 6)
+    before = x.clone()
+    compact(masked(Drawing(), first=[0]), x)
+    assert torch.equal(x, before)
+
+
 def test_random_numbers_and_buffers_are_left_alone():
     model = masked(
         lively(nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 4))), _0=[0]

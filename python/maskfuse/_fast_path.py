@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from torch import nn
 
 from .nn._masked import MaskedLayer
@@ -21,20 +18,6 @@ def set_fast_paths(model: nn.Module) -> None:
         elif isinstance(module, nn.TransformerEncoder):
             # Nested tensors are made for the layers' fast path, and nothing else takes them.
             _set(module, "use_nested_tensor", False)
-
-
-@contextmanager
-def without_fast_paths(model: nn.Module) -> Iterator[None]:
-    """The layers are called in a `with` block, masked or not."""
-    parents = [module for module in model.modules() if isinstance(module, nn.TransformerEncoderLayer)]
-    before = [parent.activation_relu_or_gelu for parent in parents]
-    try:
-        for parent in parents:
-            parent.activation_relu_or_gelu = 0
-        yield
-    finally:
-        for parent, kept in zip(parents, before, strict=True):
-            parent.activation_relu_or_gelu = kept
 
 
 def _set(parent: nn.Module, name: str, off: int) -> None:

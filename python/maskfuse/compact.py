@@ -14,7 +14,7 @@ from ._compact.check import differs, inputs_like, run, where_they_part
 from ._compact.cut import cut
 from ._compact.decide import Decision, decide
 from ._compact.trace import Trace
-from ._fast_path import set_fast_paths, without_fast_paths
+from ._fast_path import set_fast_paths
 from ._sharded import is_sharded
 from .convert import become_masked
 from .fold import fold
@@ -97,7 +97,7 @@ def compact(model: Model, example_inputs: Any, tolerance: float | None = None) -
     sizes = _sizes(made)
     fold(made)
     trace = Trace(made, masks)
-    with trace.calls, without_fast_paths(made):
+    with trace.calls:  # its hooks also keep transformer layers off their fast path, which is one op
         with trace:
             output = _runs(made, example_inputs)
         trace.finish(output)

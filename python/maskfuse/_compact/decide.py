@@ -56,7 +56,6 @@ class _Product:
             return None
         carrier = int(torch.where(found, self.constants.abs(), 0).argmax())
         self.absorbed |= found
-        self.absorbed[carrier] = False
         return carrier
 
 
