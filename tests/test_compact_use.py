@@ -11,6 +11,7 @@ import pytest
 import torch
 from compacts import lively, masked, mlp
 from maskfuse import compact
+from maskfuse._compact.check import inputs_like
 from maskfuse.nn import GatedLinear, MaskedLinear, freeze, frozen_mask
 from torch import nn
 from torch.nn import functional as F
@@ -79,6 +80,15 @@ def test_passes_draw_the_same_and_leave_the_inputs():
     before = x.clone()
     compact(masked(Drawing(), first=[0]), x)
     assert torch.equal(x, before)
+
+
+def test_the_check_draws_inputs_like_the_example():
+    example = {"x": torch.full((1000,), 2.0), "ids": torch.arange(3), "y": (torch.randn(1000) * 5 + 3, 7)}
+    first, other, another = inputs_like(example, 2)
+    assert first is example and torch.equal(other["ids"], example["ids"]) and other["y"][1] == 7
+    assert not torch.equal(other["x"], another["x"])
+    for t, mean, deviation in [(other["x"], 2, 1), (another["x"], 2, 1), (other["y"][0], 3, 5)]:
+        assert abs(t.mean() - mean) < 0.2 * deviation and abs(t.std() - deviation) < 0.2 * deviation
 
 
 def test_random_numbers_and_buffers_are_left_alone():
