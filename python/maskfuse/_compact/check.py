@@ -32,7 +32,7 @@ def inputs_like(example: Any, count: int) -> list[Any]:
 
 
 def run(model: nn.Module, example: Any) -> Any:
-    """What the model returns, of copies of the inputs; the state of random numbers is put back, so each draws the same."""
+    """What the model returns, of copies of the inputs. Each run draws the same random numbers, and puts them back."""
     inputs = tree_map(lambda t: t.detach().clone() if isinstance(t, Tensor) else t, example)
     devices = {t.device for t in tensors_of(inputs) if t.is_cuda} | {p.device for p in model.parameters() if p.is_cuda}
     with torch.random.fork_rng(devices=sorted(devices, key=str)), torch.no_grad():
