@@ -94,3 +94,14 @@ def test_swa():
         assert row["same masks"] and row["under"] == 0
         assert 0.9 * 2586 < row["active"] <= 2586  # a tenth of 25856, exactly, of which some weights may be zero
         assert row["accuracy"] >= last["accuracy"] - 0.005
+
+
+@pytest.mark.slow
+def test_channel_pruning():
+    rows = run("channel_pruning.py", "network")
+    assert list(rows) == ["dense", "masked", "compact"]
+    dense, masked, small = rows["dense"], rows["masked"], rows["compact"]
+    assert dense["accuracy"] > 0.97 and masked["accuracy"] > dense["accuracy"] - 0.01
+    assert small["accuracy"] == pytest.approx(masked["accuracy"], abs=0.003)  # one image, where two digits tie
+    assert small["difference"] < 1e-4 and small["parameters"] < dense["parameters"] * 0.4
+    assert small["bytes"] < dense["bytes"] * 0.4 < masked["bytes"]

@@ -5,6 +5,7 @@ from ._report.model import report
 from ._self_test.run import self_test
 from .backends import use_backend
 from .checkpoint import dense_state_dict, load_compressed, save_compressed
+from .compact import compact
 from .convert import Policy, convert
 from .fold import fold
 from .functional.channel_gather import channel_gather
@@ -28,6 +29,7 @@ __all__ = [
     "channel_gather",
     "channel_scatter",
     "channel_select",
+    "compact",
     "convert",
     "distributed",
     "dense_state_dict",

@@ -132,7 +132,7 @@ def convert(model: Model, policy: Policy | Mapping[str, Any] | float | None = No
                 stacklevel=2,
             )
     for layer, mask in masks.items():
-        _become_masked(layer, mask)
+        become_masked(layer, mask)
     set_fast_paths(model)
     return model
 
@@ -270,7 +270,8 @@ def _fitting(mask: Any, weight: nn.Parameter) -> Mask:
     return checked
 
 
-def _become_masked(layer: Any, mask: Mask) -> None:
+def become_masked(layer: Any, mask: Mask) -> None:
+    """Makes a plain layer its masked twin; the object stays."""
     twin = _TWINS[type(layer)]
     remove_pruning(layer)
     if not layer.weight.is_contiguous():  # kernels read the weight's rows, and would copy it
