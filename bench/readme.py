@@ -179,6 +179,33 @@ def transformers(result: dict) -> list[str]:
     ]
 
 
+def gpu(result: dict) -> list[str]:
+    rows = []
+    for row in result["rows"]:
+        if row["status"] != "measured":
+            rows.append([row["name"], "", "", "", row["status"]])
+            continue
+        goals = {
+            target["against"]: f"{target['least']}{'' if target['met'] else ', missed'}" for target in row["targets"]
+        }
+        for other in goals or [next(iter(row["ratios"]))]:
+            ours, ratio = row["ms"]["maskfuse"], row["ratios"][other]
+            rows.append([row["name"], f"{ours:.3f}", other, f"{ratio:.2f}", goals.get(other, "")])
+    known = [target for row in result["rows"] for target in row["targets"] if target["met"] is not None]
+    stick = result["yardsticks"]
+    return [
+        *wrapped(
+            f"`{result['command'].split(' --commit')[0]}`, {result['date']}: {result['device']['name']}, torch "
+            f"{result['versions']['torch']}, bfloat16 unless a row says otherwise; here a copy moves "
+            f"{stick['copy TB/s']:.1f} TB/s, a large product reaches {stick['bfloat16 8192^3 TFLOP/s']:.0f} TFLOP/s. "
+            "How many times faster than what stands beside it, in alternating rounds of CUDA graphs; "
+            f"{sum(target['met'] for target in known)} of {len(known)} targets are met:"
+        ),
+        "",
+        *table(["case", "ms", "against", "ratio", "target"], rows),
+    ]
+
+
 def main() -> None:
     readme = ROOT / "README.md"
     text = readme.read_text()
@@ -191,6 +218,8 @@ def main() -> None:
     lines += ["", *peers(json.loads((RESULTS / "peers_masked_conv2d.json").read_text()))]
     lines += ["", *networks(json.loads((RESULTS / "models.json").read_text()))]
     lines += ["", *transformers(json.loads((RESULTS / "transformers_models.json").read_text()))]
+    for path in sorted(RESULTS.glob("nvidia-*.json")):
+        lines += ["", *gpu(json.loads(path.read_text()))]
     content = "\n".join([START, *lines, END])
     readme.write_text(pattern.sub(lambda match: content, text))
 

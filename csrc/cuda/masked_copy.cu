@@ -9,7 +9,8 @@ namespace {
 
 constexpr int kThreads = 128;
 constexpr int kColumns = 8;  // of a thread
-constexpr int kRows = 4;     // of a thread
+template <class T>
+constexpr int kRows = sizeof(T) == 8 ? 2 : 4;  // of a thread
 constexpr int64_t kMostRowBlocks = 65535;
 
 enum class Mask { bits, factor, gate };
@@ -72,11 +73,11 @@ template <class T, Mask kMask, bool kScores, bool kAligned>
 __global__ void __launch_bounds__(kThreads) masked_pass_kernel(Pass2d p) {
   const int64_t column = ((int64_t)blockIdx.x * kThreads + threadIdx.x) * kColumns;
   if (column >= p.columns) return;
-  for (int64_t first = (int64_t)blockIdx.y * kRows; first < p.rows; first += (int64_t)gridDim.y * kRows) {
-    Eight<T> value[kRows], other[kRows], weight[kRows];
-    uint32_t bits[kRows];
+  for (int64_t first = (int64_t)blockIdx.y * kRows<T>; first < p.rows; first += (int64_t)gridDim.y * kRows<T>) {
+    Eight<T> value[kRows<T>], other[kRows<T>], weight[kRows<T>];
+    uint32_t bits[kRows<T>];
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) {
+    for (int r = 0; r < kRows<T>; ++r) {
       const int64_t row = first + r;
       if (row >= p.rows) continue;
       value[r] = load<T, kAligned>(p.from, p.from_ld, row, column, p.columns);
@@ -87,7 +88,7 @@ __global__ void __launch_bounds__(kThreads) masked_pass_kernel(Pass2d p) {
       if constexpr (kScores) weight[r] = load<T, kAligned>(p.weight, p.weight_ld, row, column, p.columns);
     }
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) {
+    for (int r = 0; r < kRows<T>; ++r) {
       const int64_t row = first + r;
       if (row >= p.rows) continue;
       Eight<T> result{}, scores{};
@@ -115,7 +116,7 @@ bool aligned(const void* data, int64_t ld) { return (uintptr_t)data % kPieceByte
 template <class T, Mask kMask, bool kScores>
 cudaError_t run(const Pass2d& p, cudaStream_t stream) {
   if (p.rows == 0 || p.columns == 0) return cudaSuccess;
-  const int64_t row_blocks = ceil_div(p.rows, kRows);
+  const int64_t row_blocks = ceil_div(p.rows, kRows<T>);
   const dim3 grid((unsigned)ceil_div(p.columns, kThreads * kColumns),
                   (unsigned)(row_blocks < kMostRowBlocks ? row_blocks : kMostRowBlocks));
   const bool all = p.columns % kColumns == 0 && aligned(p.from, p.from_ld) && aligned(p.to, p.to_ld) &&

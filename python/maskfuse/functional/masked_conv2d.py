@@ -104,7 +104,7 @@ def _read_in_place_on_gpu(backend: str, images: Tensor, mask: Mask, geometry: Ge
     """Whether a call with channels runs `gathered_conv2d` there: by what is known without a look at values.
 
     Not where the weight's own mask leaves out more than whole channels, which would be lost; nor of a dense weight in
-    float32, where torch's convolution runs on tensor cores (TF32): by arithmetic, not yet measured.
+    float32, where small images would miss torch's convolution on tensor cores (TF32).
     """
     if geometry.groups != 1 or torch._C._are_functorch_transforms_active():
         return False
