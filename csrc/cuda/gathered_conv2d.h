@@ -12,11 +12,12 @@
 // input_grad, is nowhere. A weight that meets chosen channels of no image may go unread, too: what it gives where it is
 // not finite is unspecified.
 //
-// What this saves, by counting: whole blocks that are not chosen, as gates of groups of channels leave them, take no time
-// (measured on an H100, half of four blocks: two thirds of the time of all; the library, which skips none, takes a third
-// of that, and is used for all but small images). Of channels that are chosen one by one, half of them, no block of 64 is empty; the product
-// then takes what that of all channels takes, and spares the copy of the input with zeros. Reading single channels by a
-// list instead would halve the tensor cores' work and take eight loads in the place of one for both operands.
+// What this saves, by counting: whole blocks that are not chosen, as gates of groups of channels leave them, take no
+// time (measured on an H100, half of four blocks: two thirds of the time of all; the library, which skips none, takes a
+// third of that, and is used for all but small images). Of channels that are chosen one by one, half of them, no block
+// of 64 is empty; the product then takes what that of all channels takes, and spares the copy of the input with zeros.
+// Reading single channels by a list instead would halve the tensor cores' work and take eight loads in the place of one
+// for both operands.
 #pragma once
 
 #include "mask_lists.h"

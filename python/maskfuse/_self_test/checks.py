@@ -61,6 +61,8 @@ NEEDS = {
     "masked_linear_pack": ("masked_linear",),
     "gated_linear": ("gated_linear", "masked_copy", "soft_masked_linear"),
     "masked_conv2d": ("mask", "masked_linear", "masked_copy", "masked_conv2d"),
+    "compact_linear": ("mask", "masked_linear", "masked_copy"),  # which run on a weight that is expanded for the call
+    "compact_conv2d": ("mask", "masked_linear", "masked_copy", "masked_conv2d"),
     "gathered_conv2d": ("mask", "gathered_conv2d"),  # masked_conv2d with channels
     "gated_conv2d": (),  # torch's own
     "channel_gather": ("channel_gather", "channel_scatter"),  # each is the other's gradient
