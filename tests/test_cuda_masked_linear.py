@@ -241,6 +241,29 @@ def test_packed_weight_of_another_shape(machine, used):
         machine.ops.masked_linear(x, w, bits, [*lists, *packed], None)
 
 
+@each_machine
+def test_empty_lists_visit_all_blocks(machine):
+    """Those of a mask whose blocks are not worth leaving out (LISTED_SHARE)."""
+    x, w, dy, b = on(machine, *operands((70, 130, 200), torch.float32))
+    bits = Mask.random((200, 130), 0.5).bits.to(machine.device)
+    plan, ops = [lists[:0] for lists in machine.ops.mask_lists(bits, 130, 1)], machine.ops
+    assert torch.equal(ops.masked_linear(x, w, bits, plan, b), ops.masked_linear(x, w, bits, [], b))
+    for call, *given in ((ops.masked_linear_input_grad, dy, w), (ops.masked_linear_weight_grad, dy, x)):
+        assert torch.equal(call(*given, bits, plan), call(*given, bits, []))
+    image, kernel = torch.randn(2, 72, 7, 6, device=machine.device), torch.randn(40, 72, 3, 3, device=machine.device)
+    bits, geometry = Mask.random(kernel.shape, 0.5).bits.to(machine.device), ([1, 1], [1, 1], [1, 1], 1)
+    of_rows, of_channels, by_taps = ops.mask_lists(bits, 648, 9)
+    plan = [of_rows[:0], of_channels[:0], by_taps]
+    y, dx = (
+        (
+            ops.masked_conv2d(image, kernel, bits, some, None, *geometry),
+            ops.masked_conv2d_input_grad(image[:, :40], kernel, bits, some, [7, 6], *geometry),
+        )
+        for some in (plan, [])
+    )
+    assert all(map(torch.equal, y, dx))
+
+
 @each_cuda_machine
 def test_choice_of_kernel(machine):
     def choice(direction, batch, out, inp, dtype, channels=False, capability=80, lists=False):

@@ -22,6 +22,7 @@ import torch
 from conftest import HAS_TRITON, INTERPRETED
 from maskfuse import Mask, backends, masked_linear
 from maskfuse.functional import _backends as functional_backends
+from maskfuse.mask import has_lists
 from maskfuse.nn import MaskedConv2d, MaskedLinear
 from torch.library import opcheck
 
@@ -268,6 +269,19 @@ def test_schemas_are_those_of_the_compiled_ops():
     assert len(lines) >= 16
     for name, compiled, triton in lines:
         assert compiled == triton, name
+
+
+@interpreted
+@pytest.mark.parametrize(("share", "listed"), [(0.5, True), (0.7, True), (0.75, False), (1.0, False)])
+def test_lists_are_kept_where_they_leave_out_enough(share, listed):
+    """By rows and by channels alike; `explain` asks the same."""
+    blocks = torch.arange(40).reshape(5, 8) < 40 * share
+    for rows, columns in ((128, 64), (64, 128)):
+        dense = blocks.repeat_interleave(rows, 0).repeat_interleave(columns, 1)
+        lists = Mask.from_dense(dense & (torch.rand(dense.shape) < 0.9)).block_lists
+        index, direction = (0, "forward") if rows == 128 else (1, "input_grad")
+        assert lists[index].shape[0] == (rows * 5 // 128 if rows == 128 else 8) * listed
+        assert has_lists(lists, direction) == listed
 
 
 @needs_triton
