@@ -50,6 +50,34 @@ def test_rows_and_sums_are_the_models(tmp_path, capsys):
     assert beside[0] == beside[1] + model[5].mask.nbytes  # a file does not say that layers have one mask together
 
 
+def compact():
+    model = small()
+    return nn.Sequential(*(m.to_compact() if hasattr(m, "to_compact") else m for m in model))
+
+
+@pytest.mark.parametrize("make", [small, compact])
+def test_compressed_files(make, tmp_path, capsys):
+    pytest.importorskip("safetensors")
+    model, path = make(), tmp_path / "model.safetensors"
+    maskfuse.save_compressed(model, path)
+    status, printed = run(capsys, path, "--json")
+    assert status == 0, printed.err
+    found, want = json.loads(printed.out), report(model).as_dict()
+    for row, of_model in zip(found["layers"], want["layers"], strict=True):
+        for key in ("name", "kind", "shape", "structure", "dtype", "active", "density", "shares", "bytes", "kernel"):
+            assert row[key] == of_model[key], key
+    for key in ("masked_weights", "masked_active", "density"):
+        assert found["totals"][key] == want["totals"][key]
+    path.write_bytes(path.read_bytes()[:-3] + b"odd")
+    status, printed = run(capsys, path)
+    assert status == 1 and "damaged" in printed.err
+
+
+def test_compact_layers_of_a_state_dict_are_named(tmp_path, capsys):
+    status, printed = run(capsys, saved(tmp_path, compact().state_dict()))
+    assert status == 0 and "not listed: compact layers" in printed.out and ": 0, 3, 4, 5" in printed.out
+
+
 def test_text(tmp_path, capsys):
     status, printed = run(capsys, saved(tmp_path, small().state_dict()))
     lines = printed.out.splitlines()
