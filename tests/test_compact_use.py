@@ -236,3 +236,17 @@ def test_compact_layers_that_share_their_values():
     small = compact(model, torch.randn(3, 8))
     assert type(small[0]) is CompactLinear and small[0].values is small[2].values
     assert torch.equal(frozen_mask(small[0].values).dense(), torch.arange(mask.active) % 2 == 0)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda m, x: compact(m, x, tolerance=-1.0), ValueError, r"tolerance must not be negative, got -1\.0"),
+        (lambda m, x: compact(m, x, tolerance=float("nan")), ValueError, "tolerance must not be NaN"),
+        (lambda m, x: compact(m, x, tolerance="1e-3"), TypeError, "tolerance must be a number"),
+        (lambda m, x: compact(nn.Sequential(GatedLinear(6, 4)), x), TypeError, r"'0' is gated.*harden\(\)"),
+    ],
+)
+def test_arguments_that_cannot_be(call, error, message):
+    with pytest.raises(error, match=message):
+        call(masked(mlp(nn.ReLU()), _0=[0]), torch.randn(3, 6))

@@ -75,7 +75,7 @@ def test_compressed_files(make, tmp_path, capsys):
 
 def test_compact_layers_of_a_state_dict_are_named(tmp_path, capsys):
     status, printed = run(capsys, saved(tmp_path, compact().state_dict()))
-    assert status == 0 and "not listed: compact layers" in printed.out and ": 0, 3, 4, 5" in printed.out
+    assert status == 0 and "not listed: compact layers" in printed.out and ": '0', '3', '4', '5'" in printed.out
 
 
 def test_text(tmp_path, capsys):
@@ -132,6 +132,11 @@ def test_safetensors(tmp_path, capsys):
     assert status == 1 and "is no safetensors file" in printed.err
 
 
+def test_sparse_tensors(tmp_path, capsys):
+    status, printed = run(capsys, saved(tmp_path, {"a.weight": torch.eye(3).to_sparse(), **small().state_dict()}))
+    assert status == 0 and "MaskedConv2d" in printed.out
+
+
 class Trap:
     """What runs code where it is unpickled."""
 
@@ -152,6 +157,10 @@ def test_files_that_cannot_be_read(tmp_path, capsys, monkeypatch):
     broken = small().state_dict()
     broken["0.mask_bits"] = broken["0.mask_bits"][:3]
     saved(tmp_path, broken, "broken.pt")
+    itself = {"epoch": 3}
+    itself["before"] = itself
+    saved(tmp_path, itself, "itself.pt")
+    saved(tmp_path, {"weight": torch.ones(3, 3), "mask_bits": torch.ones(3, 1).int().to("meta")}, "meta.pt")
     for name, message in {
         "none.pt": "there is no file none.pt",
         ".": "is a folder",
@@ -162,6 +171,8 @@ def test_files_that_cannot_be_read(tmp_path, capsys, monkeypatch):
         "module.pt": "holds more than tensors (torch.nn.modules.container.Sequential), as a pickled module does",
         "trap.pt": "holds more than tensors",
         "list.pt": "holds no state dict",
+        "itself.pt": "holds no state dict",
+        "meta.pt": "mask_bits: must have values",
         "broken.pt": "0.mask_bits: bits must have shape [8, 2] for a mask of shape [8, 4, 3, 3], got [3, 2]",
     }.items():
         status, printed = run(capsys, name)

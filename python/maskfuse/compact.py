@@ -20,6 +20,8 @@ from .convert import become_masked
 from .fold import fold
 from .mask import Mask
 from .nn._compact import CompactLayer
+from .nn._gated import GatedLayer
+from .nn._numbers import number
 from .nn._with_mask import LayerWithMask
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -71,9 +73,10 @@ def compact(model: Model, example_inputs: Any, tolerance: float | None = None) -
             in float64, and 8 units of rounding in half types.
 
     Raises:
-        TypeError: not a module; or what `fold` refuses: gated layers, subclasses of masked layers, parametrizations.
-        ValueError: the model cannot be copied, or does not run on the example; parameters are on meta or sharded; masks
-            that `fold` refuses.
+        TypeError: not a module, or a tolerance that is no number; or what `fold` refuses: gated layers, subclasses of
+            masked layers, parametrizations.
+        ValueError: a negative tolerance or NaN; the model cannot be copied, or does not run on the example; parameters
+            are on meta or sharded; masks that `fold` refuses.
         RuntimeError: what is left returns something else; the message names the first layer that does. It happens where
             the model's own code has numbers in it that depend on a layer's size, as in `x.view(-1, 512)` for
             `x.flatten(1)`.
@@ -83,13 +86,15 @@ def compact(model: Model, example_inputs: Any, tolerance: float | None = None) -
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    if tolerance is not None and number(tolerance, "tolerance") < 0:
+        raise ValueError(f"tolerance must not be negative, got {tolerance}")
     for name, t in (*model.named_parameters(), *model.named_buffers()):
         if t.is_meta or is_sharded(t):
             where = "on meta" if t.is_meta else "sharded"
             raise ValueError(f"model must have all of its values here, but {name!r} is {where}")
     made = _copied(model)
     layers = [module for module in made.modules() if isinstance(module, LayerWithMask)]
-    if not layers:
+    if not layers and not any(isinstance(module, GatedLayer) for module in made.modules()):  # which fold refuses
         warnings.warn(f"model ({type(model).__name__}) has no masked layers: nothing is cut", UserWarning, stacklevel=3)
         return made
     modes = {module: module.training for module in made.modules()}

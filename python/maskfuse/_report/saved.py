@@ -76,7 +76,9 @@ def report_state(state: Mapping[str, Any], name: str, batch: int = 1, shapes: Sh
         notes += ("parameters are all entries but masks and gates, buffers among them",)
     unknown = [layer for layer in _compact_layers(tensors) if layer not in shapes]
     if unknown:
-        notes += (f"not listed: compact layers, whose shapes save_compressed alone writes: {', '.join(unknown)}",)
+        notes += (
+            f"not listed: compact layers, whose shapes save_compressed alone writes: {', '.join(map(repr, unknown))}",
+        )
     return Report(name, tuple(rows), (), sums, notes)
 
 
@@ -125,13 +127,13 @@ def _state_of(loaded: Any) -> Mapping[str, Any] | None:
     return next(masked, found[0] if found else None)
 
 
-def _states(loaded: Any) -> Iterator[Mapping[str, Any]]:
-    if not isinstance(loaded, Mapping):
+def _states(loaded: Any, around: tuple[int, ...] = ()) -> Iterator[Mapping[str, Any]]:
+    if not isinstance(loaded, Mapping) or id(loaded) in around:  # a pickle may hold itself
         return
     if any(isinstance(key, str) and isinstance(value, Tensor) for key, value in loaded.items()):
         yield loaded
     for value in loaded.values():
-        yield from _states(value)
+        yield from _states(value, (*around, id(loaded)))
 
 
 def _compact_layers(tensors: Mapping[str, Tensor]) -> list[str]:
@@ -143,6 +145,8 @@ def _layers(tensors: Mapping[str, Tensor], shapes: Shapes) -> Iterator[tuple[str
     """Name, mask and kind of each masked or gated layer, and of compact ones whose shapes are known."""
     for key, value in tensors.items():
         layer = _parent(key)
+        if value.is_meta and ("." + key).endswith((_BITS, _SCORES)):
+            raise SavedError(f"{key}: must have values, and is on meta")
         if layer in shapes and ("." + key).endswith(_BITS):
             yield layer, Mask.from_bits(value, shapes[layer]), "Compact" + _twin(len(shapes[layer]))
             continue
@@ -176,6 +180,8 @@ def _key(layer: str, entry: str) -> str:
 
 def _storage(t: Tensor) -> tuple[Any, ...]:
     """The same for tensors that are one in memory."""
+    if t.layout is not torch.strided:
+        return (id(t),)
     return (t.data_ptr() if t.numel() else id(t), t.dtype, tuple(t.shape), t.stride())
 
 
