@@ -330,6 +330,8 @@ def test_plot_says_what_is_missing(monkeypatch):
     [
         (lambda: report({}), TypeError, "model must be an nn.Module, got dict"),
         (lambda: report(small(), batch=-1), ValueError, "batch must not be negative, got -1"),
+        (lambda: report(small(), batch="3"), TypeError, "batch must be an integer, got '3'"),
+        (lambda: maskfuse.explain(small()[3], batch=1.5), TypeError, r"batch must be an integer, got 1\.5"),
         (lambda: report(small(), IMAGES, batch=3), ValueError, "beside example_inputs"),
         (lambda: report(small(), torch.randn(2, 5, 8, 8)), ValueError, r"input must have shape .*8"),
     ],

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .._sharded import is_sharded
-from ..info import Explanation, explain
+from ..info import Explanation, checked_batch, explain
 from ..mask import Mask
 from ..nn import Bypass, ChannelGate, CompactLinear, CompactSequential
 from ..nn._compact import CompactLayer
@@ -50,15 +50,15 @@ def report(model: nn.Module, example_inputs: Any = None, *, batch: int | None = 
         A `Report`: `print` it, or let rich do it; `as_dict()`, `to_json()`; `plot(path)` with matplotlib.
 
     Raises:
-        TypeError: `model` is no module.
+        TypeError: `model` is no module, or `batch` no integer.
         ValueError: `batch` is negative, or given beside `example_inputs`. And whatever the model raises for its inputs.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     if batch is not None and example_inputs is not None:
         raise ValueError(f"batch must not be given beside example_inputs, whose sizes are used; got {batch}")
-    if batch is not None and batch < 0:
-        raise ValueError(f"batch must not be negative, got {batch}")
+    if batch is not None:
+        batch = checked_batch(batch)
     names: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, _LISTED + _MENTIONED):

@@ -13,7 +13,7 @@ from .._sharded import is_sharded, whole
 from ..functional.active_weights import collect_active, expand_active
 from ..functional.compact_linear import stand_in
 from ..mask import Mask, describe
-from ._masked import MaskedLayer
+from ._masked import MaskedLayer, copied
 from ._optimizer_state import Optimizers, change, checked_optimizers, expect_no_state, replace
 from ._packed import PackedLayer
 from ._with_mask import KEY
@@ -54,16 +54,16 @@ class CompactLayer(PackedLayer):
             mask = self._fitting(mask, weight)
             self.values = nn.Parameter(collect_active(weight, mask), requires_grad=layer.weight.requires_grad)
             self._mask = self._placed(mask)
+        frozen = frozen_mask(layer.weight)
+        if frozen is not None:
+            freeze(self.values, frozen.dense()[self._mask.to(frozen.device).dense()])
 
     def _tear_down(self, expanded: dict[int, nn.Parameter]) -> None:
         """Undoes `_set_up`: what is left is a plain layer's. `expanded` has the weights of values that are shared."""
         values, bias = self.values, self.bias
         weight = expanded.get(id(values))
         if weight is None:
-            weight = nn.Parameter(self.weight.detach(), requires_grad=values.requires_grad)
-            frozen = frozen_mask(values)
-            if frozen is not None:
-                freeze(weight, _spread(frozen, self._mask))
+            weight = self._whole_weight()
         expanded[id(values)] = weight
         for name in ("values", "bias", "_mask", "_packed", "_packed_from"):
             delattr(self, name)
@@ -78,14 +78,17 @@ class CompactLayer(PackedLayer):
         layer._parameters.pop("bias")
         layer.__class__ = cls
         layer._set_up(plain, mask)
-        frozen = frozen_mask(weight)
-        if frozen is not None and id(weight) not in collected:
-            freeze(layer.values, frozen.dense()[mask.dense()])
         layer.values = collected.setdefault(id(weight), layer.values)
 
     @property
     def _kept(self) -> Any:
         return self.values
+
+    def _whole_weight(self) -> nn.Parameter:
+        """The weight as a parameter, trained where the values are."""
+        weight = nn.Parameter(self.weight.detach(), requires_grad=self.values.requires_grad)
+        frozen = frozen_mask(self.values)
+        return weight if frozen is None else freeze(weight, _spread(frozen, self._mask))
 
     @classmethod
     def from_dense(cls, layer: nn.Module, mask: Mask | Tensor | None = None) -> Self:
@@ -107,9 +110,9 @@ class CompactLayer(PackedLayer):
     def to_masked(self) -> Any:
         """A `MaskedLinear` or `MaskedConv2d` with copies of the parameters and the same mask."""
         layer: Any = self.masked(**self.masked._arguments(self), device="meta", dtype=self.values.dtype)
-        layer.weight = nn.Parameter(self.weight.detach(), requires_grad=self.values.requires_grad)
+        layer.weight = self._whole_weight()
         if self.bias is not None:
-            layer.bias = nn.Parameter(self.bias.detach().clone(), requires_grad=self.bias.requires_grad)
+            layer.bias = copied(self.bias)
         layer._mask = self._mask
         return layer.train(self.training)
 
