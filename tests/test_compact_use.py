@@ -10,9 +10,9 @@ import sys
 import pytest
 import torch
 from compacts import lively, masked, mlp
-from maskfuse import compact
+from maskfuse import Mask, compact
 from maskfuse._compact.check import inputs_like
-from maskfuse.nn import GatedLinear, MaskedLinear, freeze, frozen_mask
+from maskfuse.nn import CompactConv2d, CompactLinear, GatedLinear, MaskedLinear, freeze, frozen_mask
 from torch import nn
 from torch.nn import functional as F
 
@@ -206,3 +206,47 @@ def test_it_needs_no_other_package():
     code += "; l = maskfuse.nn.MaskedLinear(4, 4); maskfuse.compact(torch.nn.Sequential(l), torch.zeros(1, 4))"
     code += "; assert not {'torch_pruning', 'torch._dynamo'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=100)
+
+
+def test_compact_layers_are_cut_and_stay_compact():
+    """They were made plain ones, whose masks were gone, and their own dead channels were not seen."""
+    rows = torch.arange(12) % 3 != 0
+    scattered = Mask.channels((12, 6, 3, 3), out=rows) & Mask.random((12, 6, 3, 3), 0.3)
+    conv = CompactConv2d(6, 12, 3, mask=scattered)
+    head = CompactLinear(12, 4, mask=Mask.channels((4, 12), inp=rows))
+    model = nn.Sequential(conv, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
+    x = torch.randn(2, 6, 5, 5)
+    small = compact(model, x)
+    assert type(model[0]) is CompactConv2d and model[0].mask == scattered  # what was given is as it was
+    assert type(small[0]) is CompactConv2d and small[0].mask == Mask.from_dense(scattered.dense()[rows])
+    assert torch.equal(small[0].values, conv.values) and small[0].out_channels == 8
+    assert list(small[0].state_dict()) == list(conv.state_dict())
+    assert type(small[4]) is nn.Linear and small[4].weight.shape == (4, 8)  # nothing of it is masked now
+    torch.testing.assert_close(small(x), model(x))
+    small(x).sum().backward()
+    assert small[0].values.grad.shape == small[0].values.shape
+
+
+def test_compact_layers_that_share_their_values():
+    mask = Mask.random((8, 8), 0.3)
+    model = nn.Sequential(CompactLinear(8, 8, mask=mask), nn.ReLU(), CompactLinear(8, 8, mask=mask), nn.ReLU())
+    model[2].values = model[0].values
+    freeze(model[0].values, torch.arange(mask.active) % 2 == 0)
+    model.append(MaskedLinear(8, 4))
+    small = compact(model, torch.randn(3, 8))
+    assert type(small[0]) is CompactLinear and small[0].values is small[2].values
+    assert torch.equal(frozen_mask(small[0].values).dense(), torch.arange(mask.active) % 2 == 0)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda m, x: compact(m, x, tolerance=-1.0), ValueError, r"tolerance must not be negative, got -1\.0"),
+        (lambda m, x: compact(m, x, tolerance=float("nan")), ValueError, "tolerance must not be NaN"),
+        (lambda m, x: compact(m, x, tolerance="1e-3"), TypeError, "tolerance must be a number"),
+        (lambda m, x: compact(nn.Sequential(GatedLinear(6, 4)), x), TypeError, r"'0' is gated.*harden\(\)"),
+    ],
+)
+def test_arguments_that_cannot_be(call, error, message):
+    with pytest.raises(error, match=message):
+        call(masked(mlp(nn.ReLU()), _0=[0]), torch.randn(3, 6))

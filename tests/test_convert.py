@@ -192,8 +192,11 @@ def test_what_matches_nothing_is_said():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         convert(model, 0.5)
+    model[0] = model[0].to_compact()
     with pytest.warns(UserWarning, match=r"\[\], and 4 are masked already"):
         convert(model, 0.5)
+    with pytest.raises(TypeError, match="names '0', which is masked already: its set_mask changes the mask"):
+        convert(model, {"0": 0.5})
 
 
 @pytest.mark.parametrize(

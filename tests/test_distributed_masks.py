@@ -6,8 +6,8 @@ import pytest
 import torch
 import two_processes
 from maskfuse import Mask, protect
-from maskfuse.distributed import broadcast_masks, check_same_masks, register_sparse_allreduce
-from maskfuse.nn import ChannelGate, GatedLinear, MaskedLinear, freeze, frozen_mask, unfreeze
+from maskfuse.distributed import SparseAllReduce, broadcast_masks, check_same_masks, register_sparse_allreduce
+from maskfuse.nn import ChannelGate, CompactLinear, GatedLinear, MaskedLinear, freeze, frozen_mask, unfreeze
 from maskfuse.schedule import SET, CubicSchedule, RigL
 from optimizers import same_bits
 from schedules import TOTAL, masked_layers, network, recording, under_masks
@@ -115,10 +115,23 @@ def masks_of_one(rank):
         assert not broadcast_masks(other)
 
 
+def compact_layers(rank):
+    torch.manual_seed(rank)
+    model = nn.Sequential(CompactLinear(6, 6, mask=Mask.random((6, 6), 0.5)))
+    own = model[0].mask
+    with pytest.raises(RuntimeError, match="mask of compact layer '0' differs"):
+        check_same_masks(model)
+    with pytest.raises(RuntimeError, match="mask of compact layer '0' differs"):
+        SparseAllReduce(model)
+    assert broadcast_masks(model) == (rank == 1) == (model[0].mask != own)
+    check_same_masks(model)
+
+
 def all_of_it(rank):
     for kind in (SET, RigL, CubicSchedule):
         schedules_agree(rank, kind)
     masks_of_one(rank)
+    compact_layers(rank)
     alone_in_a_group(rank)
 
 

@@ -11,7 +11,7 @@ import torch._dynamo.testing
 from compact import made as pair
 from compact import random_mask
 from maskfuse import Mask
-from maskfuse.nn import CompactLinear, MaskedLinear
+from maskfuse.nn import CompactLinear, MaskedLinear, freeze, frozen_mask
 from maskfuse.nn._optimizer_state import beginning
 from optimizers import ELEMENTWISE, made, takes
 from torch import nn, optim
@@ -251,3 +251,22 @@ def test_protect_has_nothing_to_do():
     step(model, optimizer, torch.randn(3, 40))
     again = copy.deepcopy(model)
     assert again[0].mask is model[0].mask
+
+
+@pytest.mark.parametrize("load", [False, True])
+def test_frozen_values_stay_frozen_with_their_weights(load):
+    """Their mask was of the number of values from before, and the next backward pass failed."""
+    layer = CompactLinear(8, 8, mask=Mask.random((8, 8), 0.4))
+    freeze(layer.values, torch.arange(layer.mask.active) % 2 == 0)
+    old, new = layer.mask.dense(), Mask.random((8, 8), 0.6)
+    frozen = torch.zeros(8, 8, dtype=torch.bool)
+    frozen[old] = torch.arange(layer.mask.active) % 2 == 1
+    if load:
+        layer.load_state_dict(CompactLinear(8, 8, mask=new).state_dict())
+    else:
+        layer.set_mask(new)
+    assert torch.equal(frozen_mask(layer.values).dense(), ~frozen[new.dense()])
+    layer(torch.randn(3, 8)).pow(2).sum().backward()
+    assert torch.equal(layer.values.grad == 0, frozen[new.dense()])
+    weight = maskfuse.fold(layer).weight
+    assert torch.equal(frozen_mask(weight).dense(), ~(frozen & new.dense()))

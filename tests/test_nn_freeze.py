@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import DTYPES
 from maskfuse import Mask
-from maskfuse.nn import MaskedLinear, freeze, frozen_mask, keep_frozen, unfreeze
+from maskfuse.nn import CompactLinear, GatedLinear, MaskedLinear, freeze, frozen_mask, keep_frozen, unfreeze
 from torch import nn
 
 SHAPE = (5, 7)
@@ -288,3 +288,23 @@ def test_errors(call, error, message):
     with pytest.raises(error, match=message):
         call()
     assert frozen_mask(P) is None and not P.__dict__ and not P._backward_hooks
+
+
+def test_twins_of_a_layer_are_frozen_as_it_is(layer, dense):
+    """Parameters that are copied into another kind of layer were trained again."""
+    freeze(layer.weight, dense)
+    freeze(layer.bias, torch.arange(5) < 2)
+    mask = Mask.random(SHAPE, 0.5)
+    masked, gated = MaskedLinear.from_dense(layer, mask), GatedLinear.from_dense(layer)
+    compact = CompactLinear.from_dense(layer, mask)
+    for twin in (masked, masked.to_dense(), gated, gated.to_dense(), gated.harden(), MaskedLinear.from_dense(masked)):
+        assert torch.equal(frozen_mask(twin.weight).dense(), dense) and twin.weight is not layer.weight
+    under = dense | ~mask.dense()  # what a compact layer has not is not frozen either
+    for twin in (compact.to_masked(), compact.to_dense()):
+        assert torch.equal(frozen_mask(twin.weight).dense(), under)
+    for twin in (compact, masked.to_compact(), compact.to_masked().to_compact()):
+        assert torch.equal(frozen_mask(twin.values).dense(), dense[mask.dense()])
+    for twin in (masked, gated, compact, compact.to_masked(), compact.to_dense()):
+        assert torch.equal(frozen_mask(twin.bias).dense(), torch.arange(5) < 2) and twin.bias is not layer.bias
+    freeze(gated.scores, ~dense)
+    assert torch.equal(frozen_mask(GatedLinear.from_dense(gated).scores).dense(), ~dense)

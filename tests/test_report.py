@@ -11,7 +11,17 @@ import maskfuse
 import pytest
 import torch
 from maskfuse import Mask, Policy, convert, report
-from maskfuse.nn import Bypass, ChannelGate, GatedConv2d, GatedLinear, MaskedConv2d, MaskedLinear, freeze
+from maskfuse.nn import (
+    Bypass,
+    ChannelGate,
+    CompactConv2d,
+    CompactLinear,
+    GatedConv2d,
+    GatedLinear,
+    MaskedConv2d,
+    MaskedLinear,
+    freeze,
+)
 from torch import nn
 
 
@@ -179,6 +189,42 @@ def test_gated_layers(kind):
     assert report(nn.Sequential(model[2].harden())).layers[0].active == 16
 
 
+def test_compact_layers():
+    masked = small()
+    model = nn.Sequential(*(m.to_compact() if hasattr(m, "to_compact") else m for m in masked))
+    found, want = report(model, IMAGES), report(masked, IMAGES)
+    assert [row.kind for row in found.layers] == ["CompactConv2d", "CompactConv2d", "CompactLinear"]
+    for row, of_masked in zip(found.layers, want.layers, strict=True):
+        for key in ("name", "shape", "dtype", "device", "structure", "active", "density", "trained", "calls", "kernel"):
+            assert getattr(row, key) == getattr(of_masked, key), key
+        assert row.bytes.weight == 4 * row.active and row.bytes.mask == of_masked.bytes.mask and row.masked
+    ours, theirs = found.totals, want.totals
+    for key in ("parameters", "active", "masked_weights", "masked_active", "dense_bytes", "flop", "dense_flop"):
+        assert getattr(ours, key) == getattr(theirs, key), key
+    assert ours.bytes == theirs.bytes - 4 * (ours.masked_weights - ours.masked_active)
+    assert [row.kernel is None for row in report(model, batch=5).layers] == [True, True, False]
+    maskfuse.pack(model.eval())
+    assert report(model).layers[2].bytes.packed == model[3].packed_nbytes > 0
+    assert "CompactLinear" in str(found) and json.loads(found.to_json())["layers"][2]["kind"] == "CompactLinear"
+
+
+def test_compact_layers_that_are_odd():
+    mask = Mask.random((8, 8), 0.25)
+    model = nn.Sequential(*(CompactLinear(8, 8, bias=False, mask=mask) for _ in range(3)), CompactConv2d(2, 4, 3))
+    model[1].values = model[0].values
+    model[2].set_mask(torch.zeros(8, 8, dtype=torch.bool))
+    freeze(model[0].values, torch.arange(16) < 4)
+    model[3].values.requires_grad_(False)
+    first, shared, empty, full = report(model).layers
+    assert (first.frozen, first.trained, shared.shares) == (0.75, 4, "0")
+    assert empty.active == empty.bytes.weight == 0 and empty.density == 0 and full.trained == 0 and full.density == 1
+    totals = report(model).totals
+    assert totals.parameters == totals.masked_weights + 4 == 64 + 64 + 72 + 4
+    assert totals.dense_bytes == 4 * totals.parameters and totals.masked_active == 16 + 72
+    meta = CompactLinear(8, 8, mask=mask, device="meta")
+    assert report(meta).layers[0].device == "meta" and report(meta).layers[0].active == 16
+
+
 def test_other_modules_are_mentioned():
     model = nn.Sequential(ChannelGate(k=2), Bypass(nn.Linear(4, 4), p=0.5))
     assert [(m.name, m.kind) for m in report(model).mentions] == [("0", "ChannelGate"), ("1", "Bypass")]
@@ -284,6 +330,8 @@ def test_plot_says_what_is_missing(monkeypatch):
     [
         (lambda: report({}), TypeError, "model must be an nn.Module, got dict"),
         (lambda: report(small(), batch=-1), ValueError, "batch must not be negative, got -1"),
+        (lambda: report(small(), batch="3"), TypeError, "batch must be an integer, got '3'"),
+        (lambda: maskfuse.explain(small()[3], batch=1.5), TypeError, r"batch must be an integer, got 1\.5"),
         (lambda: report(small(), IMAGES, batch=3), ValueError, "beside example_inputs"),
         (lambda: report(small(), torch.randn(2, 5, 8, 8)), ValueError, r"input must have shape .*8"),
     ],

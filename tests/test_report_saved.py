@@ -50,6 +50,34 @@ def test_rows_and_sums_are_the_models(tmp_path, capsys):
     assert beside[0] == beside[1] + model[5].mask.nbytes  # a file does not say that layers have one mask together
 
 
+def compact():
+    model = small()
+    return nn.Sequential(*(m.to_compact() if hasattr(m, "to_compact") else m for m in model))
+
+
+@pytest.mark.parametrize("make", [small, compact])
+def test_compressed_files(make, tmp_path, capsys):
+    pytest.importorskip("safetensors")
+    model, path = make(), tmp_path / "model.safetensors"
+    maskfuse.save_compressed(model, path)
+    status, printed = run(capsys, path, "--json")
+    assert status == 0, printed.err
+    found, want = json.loads(printed.out), report(model).as_dict()
+    for row, of_model in zip(found["layers"], want["layers"], strict=True):
+        for key in ("name", "kind", "shape", "structure", "dtype", "active", "density", "shares", "bytes", "kernel"):
+            assert row[key] == of_model[key], key
+    for key in ("masked_weights", "masked_active", "density"):
+        assert found["totals"][key] == want["totals"][key]
+    path.write_bytes(path.read_bytes()[:-3] + b"odd")
+    status, printed = run(capsys, path)
+    assert status == 1 and "damaged" in printed.err
+
+
+def test_compact_layers_of_a_state_dict_are_named(tmp_path, capsys):
+    status, printed = run(capsys, saved(tmp_path, compact().state_dict()))
+    assert status == 0 and "not listed: compact layers" in printed.out and ": '0', '3', '4', '5'" in printed.out
+
+
 def test_text(tmp_path, capsys):
     status, printed = run(capsys, saved(tmp_path, small().state_dict()))
     lines = printed.out.splitlines()
@@ -104,6 +132,11 @@ def test_safetensors(tmp_path, capsys):
     assert status == 1 and "is no safetensors file" in printed.err
 
 
+def test_sparse_tensors(tmp_path, capsys):
+    status, printed = run(capsys, saved(tmp_path, {"a.weight": torch.eye(3).to_sparse(), **small().state_dict()}))
+    assert status == 0 and "MaskedConv2d" in printed.out
+
+
 class Trap:
     """What runs code where it is unpickled."""
 
@@ -124,6 +157,10 @@ def test_files_that_cannot_be_read(tmp_path, capsys, monkeypatch):
     broken = small().state_dict()
     broken["0.mask_bits"] = broken["0.mask_bits"][:3]
     saved(tmp_path, broken, "broken.pt")
+    itself = {"epoch": 3}
+    itself["before"] = itself
+    saved(tmp_path, itself, "itself.pt")
+    saved(tmp_path, {"weight": torch.ones(3, 3), "mask_bits": torch.ones(3, 1).int().to("meta")}, "meta.pt")
     for name, message in {
         "none.pt": "there is no file none.pt",
         ".": "is a folder",
@@ -134,6 +171,8 @@ def test_files_that_cannot_be_read(tmp_path, capsys, monkeypatch):
         "module.pt": "holds more than tensors (torch.nn.modules.container.Sequential), as a pickled module does",
         "trap.pt": "holds more than tensors",
         "list.pt": "holds no state dict",
+        "itself.pt": "holds no state dict",
+        "meta.pt": "mask_bits: must have values",
         "broken.pt": "0.mask_bits: bits must have shape [8, 2] for a mask of shape [8, 4, 3, 3], got [3, 2]",
     }.items():
         status, printed = run(capsys, name)

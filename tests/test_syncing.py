@@ -10,6 +10,7 @@ import torch
 from maskfuse import Mask, protect, sync_masks
 from maskfuse.nn import (
     ChannelGate,
+    CompactLinear,
     GatedConv2d,
     GatedLinear,
     MaskedConv2d,
@@ -18,6 +19,7 @@ from maskfuse.nn import (
     frozen_mask,
     unfreeze,
 )
+from maskfuse.nn._compact import set_masks
 from maskfuse.schedule import SET, CubicSchedule
 from optimizers import same_bits
 from schedules import masked_layers, network, step, under_masks
@@ -154,6 +156,47 @@ def test_other_models_are_refused(change, error, message):
     with pytest.raises(error, match=message):
         sync_masks(to, source)
     assert to[2].temperature == 0.7  # nothing is half done
+
+
+def compact(layers=2):
+    torch.manual_seed(0)
+    model = nn.Sequential(*(CompactLinear(6, 6, mask=Mask.random((6, 6), 0.5)) for _ in range(layers)), nn.Linear(6, 2))
+    freeze(model[0].values, torch.arange(18) % 2 == 0)
+    return model
+
+
+def test_compact_layers():
+    """They were passed over, and an average then was that of other weights than its mask says."""
+    model, to = compact(), compact()
+    unfreeze(to[0].values)
+    values = to[0].weight.detach()
+    model[0].set_mask(Mask.random((6, 6), 0.5))
+    model[1].set_mask(Mask.random((6, 6), 0.75))
+    assert sync_masks(to, model) and not sync_masks(to, model)
+    assert to[0].mask == model[0].mask and to[1].values.shape == model[1].values.shape
+    assert torch.equal(to[0].weight, values * to[0].mask.dense())
+    assert frozen_mask(to[0].values) == frozen_mask(model[0].values) is not None
+    model[0].set_mask(Mask.random((6, 6), 0.25))  # frozen in both, by masks of other lengths
+    assert sync_masks(to, model) and frozen_mask(to[0].values) == frozen_mask(model[0].values)
+    assert len(frozen_mask(to[0].values).dense()) == 9
+    averaged = AveragedModel(model)
+    for density in (0.5, 0.25, 0.25):
+        model[1].set_mask(Mask.random((6, 6), density))
+        assert sync_masks(averaged, model)
+        averaged.update_parameters(model)
+    assert not averaged.module[1].weight[~model[1].mask.dense()].any()
+    with pytest.raises(ValueError, match=r"only one of the two has a .* '1"):
+        sync_masks(model, nn.Sequential(model[0], model[1].to_masked(), model[2]))
+
+
+def test_compact_layers_that_share_their_values():
+    model, to = compact(), compact()
+    for one in (model, to):
+        one[1].set_mask(one[0].mask)
+        one[1].values = one[0].values
+    set_masks([model[0], model[1]], Mask.random((6, 6), 0.25), None)
+    assert sync_masks(to, model) and to[0].values is to[1].values
+    assert to[0].mask == to[1].mask == model[0].mask and to[0].values.shape == (9,)
 
 
 def test_bad_arguments():

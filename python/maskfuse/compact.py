@@ -19,7 +19,10 @@ from ._sharded import is_sharded
 from .convert import become_masked
 from .fold import fold
 from .mask import Mask
-from .nn._masked import MaskedLayer
+from .nn._compact import CompactLayer
+from .nn._gated import GatedLayer
+from .nn._numbers import number
+from .nn._with_mask import LayerWithMask
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -46,11 +49,12 @@ def compact(model: Model, example_inputs: Any, tolerance: float | None = None) -
     circular padding). A convolution in groups loses whole groups, and as many channels of each group as of any other.
     One channel stays where all would go.
 
-    Layers whose mask is full then are plain; the others are masked layers with what is left of their mask, of one hole
-    or more in what stays. Values that were retained under a mask are zero. Parameters that are cut are new ones, with
-    `requires_grad` and the masks of `nn.freeze` kept; make a new optimizer. Hooks stay, and run in the passes that this
-    takes. Each module has the mode it had; but the two models are equal in eval mode, since in training a norm takes
-    other statistics of a constant channel than those it is cut by.
+    Layers whose mask is full then are plain; the others are masked or compact ones, as before, with what is left of
+    their mask, of one hole or more in what stays. Values that were retained under a mask are zero. Parameters that are
+    cut are new ones, and so are compact layers', with `requires_grad` and the masks of `nn.freeze` kept; make a new
+    optimizer. Hooks stay, and run in the passes that this takes. Each module has the mode it had; but the two models
+    are equal in eval mode, since in training a norm takes other statistics of a constant channel than those it is cut
+    by.
 
     Both are run on the example and on two inputs of random numbers, and must return the same up to rounding; terms are
     summed in another order, and constants are summed before the rest. Tensors that are not floating are not compared.
@@ -60,7 +64,8 @@ def compact(model: Model, example_inputs: Any, tolerance: float | None = None) -
     it is which may be cut for the result to stay the same, for which each op's meaning has to be known.
 
     Args:
-        model: any module with masked layers, as `convert` makes them. Gated layers are to be hardened first.
+        model: any module with masked layers, as `convert` makes them, or compact ones. Gated layers are to be hardened
+            first.
         example_inputs: what the model is called with: a tensor, a tuple or list of arguments, or a dict of keyword
             arguments. Sizes that are no channels (batch, image, sequence) may be others later, if the model's own code
             does not depend on them.
@@ -68,9 +73,10 @@ def compact(model: Model, example_inputs: Any, tolerance: float | None = None) -
             in float64, and 8 units of rounding in half types.
 
     Raises:
-        TypeError: not a module; or what `fold` refuses: gated layers, subclasses of masked layers, parametrizations.
-        ValueError: the model cannot be copied, or does not run on the example; parameters are on meta or sharded; masks
-            that `fold` refuses.
+        TypeError: not a module, or a tolerance that is no number; or what `fold` refuses: gated layers, subclasses of
+            masked layers, parametrizations.
+        ValueError: a negative tolerance or NaN; the model cannot be copied, or does not run on the example; parameters
+            are on meta or sharded; masks that `fold` refuses.
         RuntimeError: what is left returns something else; the message names the first layer that does. It happens where
             the model's own code has numbers in it that depend on a layer's size, as in `x.view(-1, 512)` for
             `x.flatten(1)`.
@@ -80,22 +86,26 @@ def compact(model: Model, example_inputs: Any, tolerance: float | None = None) -
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    if tolerance is not None and number(tolerance, "tolerance") < 0:
+        raise ValueError(f"tolerance must not be negative, got {tolerance}")
     for name, t in (*model.named_parameters(), *model.named_buffers()):
         if t.is_meta or is_sharded(t):
             where = "on meta" if t.is_meta else "sharded"
             raise ValueError(f"model must have all of its values here, but {name!r} is {where}")
     made = _copied(model)
-    layers = [module for module in made.modules() if isinstance(module, MaskedLayer)]
-    if not layers:
+    layers = [module for module in made.modules() if isinstance(module, LayerWithMask)]
+    if not layers and not any(isinstance(module, GatedLayer) for module in made.modules()):  # which fold refuses
         warnings.warn(f"model ({type(model).__name__}) has no masked layers: nothing is cut", UserWarning, stacklevel=3)
         return made
     modes = {module: module.training for module in made.modules()}
     made.eval()
     examples = inputs_like(example_inputs, 2)
     want = [_runs(made, example) for example in examples]
-    masks = {id(layer.weight): layer.mask.dense().cpu() for layer in layers}
+    dense = [layer.mask.dense().cpu() for layer in layers]
+    kinds = [type(layer) for layer in layers]
     sizes = _sizes(made)
     fold(made)
+    masks = {id(layer.weight): mask for layer, mask in zip(layers, dense, strict=True)}
     trace = Trace(made, masks)
     with trace.calls:  # its hooks also keep transformer layers off their fast path, which is one op
         with trace:
@@ -103,10 +113,16 @@ def compact(model: Model, example_inputs: Any, tolerance: float | None = None) -
         trace.finish(output)
     decision = decide(trace)
     left = cut(made, trace, decision)
-    for layer in layers:
-        mask = left[id(layer.weight)]
-        if not bool(mask.all()):
-            become_masked(layer, Mask.from_dense(mask.to(layer.weight.device)))
+    collected: dict[int, nn.Parameter] = {}
+    weights: list[Any] = [layer.weight for layer in layers]  # a compact layer will have none
+    for layer, kind, weight in zip(layers, kinds, weights, strict=True):
+        if bool(left[id(weight)].all()):
+            continue
+        mask = Mask.from_dense(left[id(weight)].to(weight.device))
+        if issubclass(kind, CompactLayer):
+            kind._take_over(layer, mask, collected)
+        else:
+            become_masked(layer, mask)
     set_fast_paths(made)
     for example, masked in zip(examples, want, strict=True):
         _check(model, made, example, masked, trace, decision, tolerance)

@@ -19,6 +19,7 @@ from .functional._check import mask_of
 from .mask import Mask
 from .nn._masked import MaskedLayer
 from .nn._numbers import number
+from .nn._with_mask import LayerWithMask
 from .nn.masked_conv2d import MaskedConv2d
 from .nn.masked_linear import MaskedLinear
 
@@ -123,7 +124,7 @@ def convert(model: Model, policy: Policy | Mapping[str, Any] | float | None = No
     for rule in rules:
         if id(rule) not in used:
             known = [called[0] for module, called in names.items() if type(module) in _TWINS]
-            masked = sum(isinstance(module, MaskedLayer) for module in names)
+            masked = sum(isinstance(module, LayerWithMask) for module in names)
             which = f" ({rule.names!r})" if isinstance(policy, Mapping) else ""
             warnings.warn(
                 f"policy{which} matches no layer of model ({type(model).__name__}), whose plain layers are "
@@ -197,7 +198,7 @@ def _chosen(names: dict[nn.Module, list[str]], rules: list[Policy]) -> dict[nn.M
 
 
 def _why_not(layer: nn.Module, unread: bool) -> str:
-    if isinstance(layer, MaskedLayer):
+    if isinstance(layer, LayerWithMask):
         return "which is masked already: its set_mask changes the mask"
     if unread:
         return f"a {type(layer).__name__} whose parent reads its weight and never calls it, so that no mask would hold"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import operator
 import platform
 import sys
 from dataclasses import dataclass
@@ -110,6 +111,22 @@ class Explanation:
 _DIRECTIONS = ("forward", "input_grad", "weight_grad")
 
 
+def checked_batch(batch: Any) -> int:
+    """A number of rows or images.
+
+    Raises:
+        TypeError: no integer.
+        ValueError: negative.
+    """
+    try:
+        checked = operator.index(batch)
+    except TypeError:
+        raise TypeError(f"batch must be an integer, got {batch!r}") from None
+    if checked < 0:
+        raise ValueError(f"batch must not be negative, got {checked}")
+    return checked
+
+
 def _checked_dtype(dtype: torch.dtype) -> torch.dtype:
     if dtype not in FLOATING:
         raise TypeError(f"dtype must be float32, float64, bfloat16 or float16, got {dtype}")
@@ -168,7 +185,7 @@ def _reads_packed(layer_or_mask: Any, dtype: torch.dtype, backend: str) -> bool:
     packed: Any = getattr(layer_or_mask, "_packed", ())
     if not packed or packed_by_triton(packed) != (backend == "triton"):
         return False
-    return bool(packed[-1].dtype == dtype and layer_or_mask._packed_holds(layer_or_mask.weight))
+    return bool(packed[-1].dtype == dtype and layer_or_mask._packed_holds(layer_or_mask._kept))
 
 
 def _gpu(device: torch.device) -> tuple[int, int]:
@@ -225,11 +242,11 @@ def explain(
         memory_format: of a convolution's input, `torch.contiguous_format` or `torch.channels_last`.
 
     Raises:
-        TypeError: neither a masked or gated layer nor a mask, or a dtype that no kernel takes.
+        TypeError: neither a masked, compact or gated layer nor a mask, a batch that is no integer, or a dtype that no
+            kernel takes.
         ValueError: a negative batch, a mask of another shape, or a convolution without a size that its kernel fits.
     """
-    if batch < 0:
-        raise ValueError(f"batch must not be negative, got {batch}")
+    batch = checked_batch(batch)
     if isinstance(layer_or_mask, GatedLayer):
         return _explain_gated(layer_or_mask, batch, device, dtype)
     mask = layer_or_mask if isinstance(layer_or_mask, Mask) else getattr(layer_or_mask, "mask", None)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from .mask import Mask
+from .nn._compact import CompactLayer, set_masks
 from .nn._gated import GatedLayer
 from .nn._masked import MaskedLayer
 from .nn.channel_gate import ChannelGate
@@ -33,9 +34,13 @@ def sync_masks(to: nn.Module, source: nn.Module) -> bool:
     uncovered since carry the average of what they were, zeros of the time under the mask included. Averages of weights
     under a mask that stays are zero by themselves, since the weights are.
 
-    Synced are the masks of masked layers, with `retain`; the masks that parameters are frozen by, where one that is
-    not frozen in the source is unfrozen; fixed masks of `ChannelGate`; temperatures of gated layers. Masks that are
-    equal are not set again, so a call costs a comparison of a few objects while nothing changes.
+    A compact layer's average has values for the mask that it has: call this before `update_parameters` too, which else
+    fails, or where as many weights are active as before adds up those of different weights. New ones are averaged from
+    zero on.
+
+    Synced are the masks of masked layers, with `retain`, and of compact layers; the masks that parameters are frozen
+    by, where one that is not frozen in the source is unfrozen; fixed masks of `ChannelGate`; temperatures of gated
+    layers. Masks that are equal are not set again, so a call costs a comparison of a few objects while nothing changes.
 
     Args:
         to: the model that gets masks; `AveragedModel`, `DistributedDataParallel` and compiled models stand for what
@@ -72,12 +77,16 @@ class Held:
         """Whether this one's owner takes what the other holds."""
         if self.kind == "channels":  # a gate that chooses by what channels hold has no mask, and takes none
             return (self.value is None) == (other.value is None)
-        return not isinstance(other.value, Mask) or other.value.shape == _weight(self.owner).shape
+        if self.kind == "frozen values":  # there will be as many as in the other, whose mask comes first
+            return True
+        return not isinstance(other.value, Mask) or other.value.shape == _shape(self.owner)
 
     def take(self, other: Held) -> None:
         """Gives the owner what the other holds."""
         if self.kind == "mask":
             self.owner.set_mask(other.value, retain=other.retain)
+        elif self.kind == "values":
+            set_masks(self.owner, other.value, None)
         elif self.kind == "temperature":
             self.owner.temperature = other.value
         elif self.kind == "channels":
@@ -105,15 +114,22 @@ def held(model: nn.Module) -> dict[str, Held]:
     """What a model's layers and parameters hold, by what error messages call it."""
     model = unwrapped(model)
     result: dict[str, Held] = {}
+    sharing: dict[int, list[CompactLayer]] = {}  # layers that have the same values have one mask, set at once
     for name, module in model.named_modules():
-        if isinstance(module, MaskedLayer):
+        if isinstance(module, CompactLayer):
+            layers = sharing.setdefault(id(module.values), [])
+            layers.append(module)
+            if len(layers) == 1:
+                result[f"mask of compact layer {name!r}"] = Held("values", module.mask, owner=layers)
+        elif isinstance(module, MaskedLayer):
             result[f"mask of layer {name!r}"] = Held("mask", module.mask, module._retain, module)
         elif isinstance(module, GatedLayer):
             result[f"temperature of layer {name!r}"] = Held("temperature", module.temperature, owner=module)
         elif isinstance(module, ChannelGate):
             result[f"mask of gate {name!r}"] = Held("channels", module.mask, owner=module)
     for name, parameter in model.named_parameters():
-        result[f"frozen mask of parameter {name!r}"] = Held("frozen", frozen_mask(parameter), owner=parameter)
+        kind = "frozen values" if id(parameter) in sharing else "frozen"
+        result[f"frozen mask of parameter {name!r}"] = Held(kind, frozen_mask(parameter), owner=parameter)
     return result
 
 
@@ -131,12 +147,18 @@ def give(model: nn.Module, values: dict[str, Held], argument: str) -> bool:
         if not before.fits(value):
             raise ValueError(f"the {name} must fit its owner, but that of {argument} is {value.value}")
     for _, before, value in changes:
-        before.take(value)
+        if before.kind != "frozen values":
+            before.take(value)
+    for name, before in own.items():  # now that masks of values have moved with their layers'
+        if before.kind == "frozen values" and frozen_mask(before.owner) != values[name].value:
+            before.take(values[name])
     return bool(changes)
 
 
-def _weight(owner: Any) -> Any:
-    return owner if isinstance(owner, Tensor) else owner.weight
+def _shape(owner: Any) -> Any:
+    if isinstance(owner, list):  # of compact layers, whose weight is not there
+        return owner[0].mask.shape
+    return owner.shape if isinstance(owner, Tensor) else owner.weight.shape
 
 
 def _hashed(part: Any) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..nn._with_mask import LayerWithMask
 from .rows import Call, products_of
 
 
@@ -50,12 +51,12 @@ def arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def _call(layer: Any, x: Tensor, output: Tensor) -> Call:
-    weight = layer.weight
-    if weight.dim() == 2:
-        products = products_of(weight.shape, output)
+    shape = layer.mask.shape if isinstance(layer, LayerWithMask) else layer.weight.shape
+    if len(shape) == 2:
+        products = products_of(shape, output)
         return Call(batch=products, products=products)
     out = output if output.dim() == 4 else output[None]
     images = x if x.dim() == 4 else x[None]
     last = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
     height, width = images.shape[2:]
-    return Call(len(images), (height, width), last, products_of(weight.shape, out.movedim(1, 0)[: len(weight)]))
+    return Call(len(images), (height, width), last, products_of(shape, out.movedim(1, 0)[: shape[0]]))

@@ -9,27 +9,32 @@ import torch
 from torch import Tensor, nn
 
 from .._sharded import is_sharded
-from ..info import Explanation, explain
+from ..info import Explanation, checked_batch, explain
 from ..mask import Mask
-from ..nn import Bypass, ChannelGate, CompactSequential
+from ..nn import Bypass, ChannelGate, CompactLinear, CompactSequential
+from ..nn._compact import CompactLayer
 from ..nn._gated import GatedLayer
 from ..nn._masked import MaskedLayer, weight_of
+from ..nn._packed import PackedLayer
+from ..nn._with_mask import LayerWithMask
 from ..nn.freeze import frozen_mask
 from .calls import calls_of
 from .report import Report
 from .rows import Bytes, Call, LayerReport, Mention, dtype_name, nbytes, plan_bytes, shares, structure_of, totals
 
-_LISTED = (nn.Linear, nn.Conv2d)  # and their masked and gated twins
+_LISTED = (nn.Linear, nn.Conv2d, CompactLayer)  # and their masked and gated twins
+_LINEAR = (nn.Linear, CompactLinear)
 _MENTIONED = (Bypass, ChannelGate, CompactSequential)
 
 
 def report(model: nn.Module, example_inputs: Any = None, *, batch: int | None = None, plain: bool = False) -> Report:
     """What is masked in a model: each layer's shape, structure, density and bytes, and which kernel runs it.
 
-    Masked and gated layers are listed, and plain ones whose weight is frozen in part (`nn.freeze`); each once, whatever
-    names it has. Gates above a half count as active. Bytes are those of parameters, of masks and what kernels derive
-    from them, and of packed weights; the sums count what is shared once. Kernels are what `explain` says of a forward
-    pass without `channels`; convolutions need `example_inputs` for it, as they depend on the size of images.
+    Masked, compact and gated layers are listed, and plain ones whose weight is frozen in part (`nn.freeze`); each once,
+    whatever names it has. Gates above a half count as active. Bytes are those of parameters, of masks and what kernels
+    derive from them, and of packed weights; the sums count what is shared once, and as dense the weights that compact
+    layers do not keep. Kernels are what `explain` says of a forward pass without `channels`; convolutions need
+    `example_inputs` for it, as they depend on the size of images.
 
     Nothing of the model changes. Structures are found from bits, once a mask.
 
@@ -45,15 +50,15 @@ def report(model: nn.Module, example_inputs: Any = None, *, batch: int | None = 
         A `Report`: `print` it, or let rich do it; `as_dict()`, `to_json()`; `plot(path)` with matplotlib.
 
     Raises:
-        TypeError: `model` is no module.
+        TypeError: `model` is no module, or `batch` no integer.
         ValueError: `batch` is negative, or given beside `example_inputs`. And whatever the model raises for its inputs.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     if batch is not None and example_inputs is not None:
         raise ValueError(f"batch must not be given beside example_inputs, whose sizes are used; got {batch}")
-    if batch is not None and batch < 0:
-        raise ValueError(f"batch must not be negative, got {batch}")
+    if batch is not None:
+        batch = checked_batch(batch)
     names: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, _LISTED + _MENTIONED):
@@ -64,7 +69,7 @@ def report(model: nn.Module, example_inputs: Any = None, *, batch: int | None = 
     first: dict[int, str] = {}  # the layer that a weight was met in
     rows = []
     for layer in layers:
-        known = [Call(batch=1 if batch is None else batch)] if isinstance(layer, nn.Linear) and not with_calls else []
+        known = [Call(batch=1 if batch is None else batch)] if isinstance(layer, _LINEAR) and not with_calls else []
         rows.append(_row(layer, names[layer], calls.get(layer, known), first))
     # A parameter that a module computes others from counts as what it is.
     parameters = list(model.parameters())
@@ -80,10 +85,10 @@ def report(model: nn.Module, example_inputs: Any = None, *, batch: int | None = 
 
 
 def _row(layer: Any, names: list[str], calls: Sequence[Call], first: dict[int, str]) -> LayerReport:
-    weight = weight_of(layer)  # None where it is computed from others, which may have effects
+    weight = _kept(layer)
     mask: Mask | None = None
     structure = "dense"
-    if isinstance(layer, MaskedLayer):
+    if isinstance(layer, LayerWithMask):
         mask = layer.mask
         structure = structure_of(mask)
     elif isinstance(layer, GatedLayer):
@@ -107,6 +112,7 @@ def _row(layer: Any, names: list[str], calls: Sequence[Call], first: dict[int, s
         active=active,
         trained=_trained(weight, layer, mask, active, frozen),
         bytes=_bytes(layer, weight, mask),
+        absent=(shape.numel() - active) * layer.values.element_size() if isinstance(layer, CompactLayer) else 0,
         shares=None if weight is None else shares(first, id(weight), names[0]),
         retained=isinstance(layer, MaskedLayer) and layer._retain,
         frozen=None if frozen is None else 1 - frozen.density,
@@ -115,6 +121,11 @@ def _row(layer: Any, names: list[str], calls: Sequence[Call], first: dict[int, s
         backend=None if explained is None else explained.backend,
         mask=mask,
     )
+
+
+def _kept(layer: Any) -> Tensor | None:
+    """The weight, or a compact layer's values; None where it is computed from others, which may have effects."""
+    return layer._parameters.get("values") if isinstance(layer, CompactLayer) else weight_of(layer)
 
 
 def _device(weight: Tensor | None) -> str:
@@ -132,7 +143,7 @@ def _trained(weight: Tensor | None, layer: Any, mask: Mask | None, active: int, 
 
 
 def _bytes(layer: Any, weight: Tensor | None, mask: Mask | None) -> Bytes:
-    if isinstance(layer, MaskedLayer) and mask is not None:
+    if isinstance(layer, PackedLayer) and mask is not None:
         return Bytes(nbytes(weight), nbytes(mask.bits), plan_bytes(mask), layer.packed_nbytes)
     if isinstance(layer, GatedLayer):
         return Bytes(nbytes(weight), scores=nbytes(layer.scores))
@@ -141,7 +152,7 @@ def _bytes(layer: Any, weight: Tensor | None, mask: Mask | None) -> Bytes:
 
 def _explained(layer: Any, calls: Sequence[Call]) -> Explanation | None:
     """What `explain` says of the first call; None where nothing is known, or nothing is to be chosen."""
-    if not calls or not _takes_part(layer) or weight_of(layer) is None:
+    if not calls or not _takes_part(layer) or _kept(layer) is None:
         return None
     call = calls[0]
     layout = torch.channels_last if call.channels_last else torch.contiguous_format
@@ -149,7 +160,7 @@ def _explained(layer: Any, calls: Sequence[Call]) -> Explanation | None:
 
 
 def _takes_part(layer: nn.Module) -> bool:
-    return isinstance(layer, (MaskedLayer, GatedLayer))
+    return isinstance(layer, (LayerWithMask, GatedLayer))
 
 
 def _notes(rows: list[LayerReport], with_calls: bool, batch: int | None) -> tuple[str, ...]:

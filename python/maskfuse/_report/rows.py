@@ -62,6 +62,7 @@ class LayerReport:
     active: int
     trained: int
     bytes: Bytes
+    absent: int = 0  # bytes of the weights that a compact layer does not keep
     shares: str | None = None  # the first layer that has the same weight
     retained: bool = False  # values under the mask are kept
     frozen: float | None = None  # share of the weight that nn.freeze keeps
@@ -131,10 +132,10 @@ class Mention:
 class Totals:
     """Sums over a model; what is shared counts once.
 
-    `parameters` are all of the model's and `active` those that take part; `masked_weights` are weights of masked and
-    gated layers, `density` their active share. `dense_bytes` are what the parameters of the plain model take, `bytes`
-    what is kept now. `flop` and `dense_flop` are of linear layers and convolutions, masked or not; None without
-    example inputs.
+    `parameters` are all of the model's, with the weights that compact layers do not keep, and `active` those that take
+    part; `masked_weights` are weights of masked, compact and gated layers, `density` their active share. `dense_bytes`
+    are what the parameters of the plain model take, `bytes` what is kept now. `flop` and `dense_flop` are of linear
+    layers and convolutions, masked or not; None without example inputs.
     """
 
     parameters: int
@@ -148,7 +149,7 @@ class Totals:
 
     @property
     def density(self) -> float:
-        """Active share of the weights of masked and gated layers, 0..1; 1 where there are none."""
+        """Active share of the weights of masked, compact and gated layers, 0..1; 1 where there are none."""
         return self.masked_active / self.masked_weights if self.masked_weights else 1.0
 
 
@@ -194,12 +195,14 @@ def totals(rows: Iterable[LayerReport], parameters: int, parameter_bytes: int, s
     masks = {id(row.mask): row.bytes for row in rows if row.masked}
     beside = sum(b.mask + b.plan for b in masks.values()) + sum(row.bytes.packed for row in rows)
     gates = sum(row.bytes.scores for row in own)
+    absent = sum(row.absent for row in own)
+    parameters += sum(row.weights - row.active for row in own if row.absent) - scores
     return Totals(
-        parameters=parameters - scores,
-        active=parameters - scores - weights + active,
+        parameters=parameters,
+        active=parameters - weights + active,
         masked_weights=weights,
         masked_active=active,
-        dense_bytes=parameter_bytes - gates,
+        dense_bytes=parameter_bytes - gates + absent,
         bytes=parameter_bytes + beside,
         flop=sum(row.flop for row in rows) if with_calls else None,
         dense_flop=sum(row.dense_flop for row in rows) if with_calls else None,

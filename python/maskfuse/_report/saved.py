@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from .._compressed_file import FORMAT, BadFile, read
+from .._saved_state import Saved
 from ..info import Explanation, explain
 from ..mask import Mask
 from .report import Report
 from .rows import Bytes, Call, LayerReport, dtype_name, nbytes, plan_bytes, shares, structure_of, totals
 
 _BITS, _SCORES, _TEMPERATURE = ".mask_bits", ".scores", ".temperature"
+Shapes: TypeAlias = Mapping[str, Sequence[int]]
 
 
 class SavedError(ValueError):
@@ -24,10 +28,11 @@ class SavedError(ValueError):
 
 
 def report_file(path: Path, batch: int = 1) -> Report:
-    """The report of a state dict that was written by `torch.save` or safetensors (`.safetensors`).
+    """The report of a state dict that was written by `torch.save`, safetensors or `save_compressed` (`.safetensors`).
 
     Tensors alone are loaded (`weights_only=True`): no pickled code runs. A state dict may lie within others, as in
     `{"model": ..., "optimizer": ...}`: the first one that has mask bits, else the first that has tensors, is taken.
+    Compact layers are listed where the file has their shapes, as `save_compressed` writes them.
 
     Args:
         path: the file.
@@ -38,20 +43,21 @@ def report_file(path: Path, batch: int = 1) -> Report:
         ImportError: safetensors is not installed.
         SavedError: it is no state dict of tensors, or bits do not fit their weight.
     """
-    state = _state_of(_loaded(path))
+    loaded, shapes = _loaded(path)
+    state = _state_of(loaded)
     if state is None:
         raise SavedError(f"{path} holds no state dict: no tensors under names")
-    return report_state(state, path.name, batch)
+    return report_state(state, path.name, batch, shapes)
 
 
-def report_state(state: Mapping[str, Any], name: str, batch: int = 1) -> Report:
-    """The report of a state dict; `name` is its title."""
+def report_state(state: Mapping[str, Any], name: str, batch: int = 1, shapes: Shapes = MappingProxyType({})) -> Report:
+    """The report of a state dict; `name` is its title, and `shapes` are those of compact layers' weights."""
     tensors = {key: value for key, value in state.items() if isinstance(key, str) and isinstance(value, Tensor)}
     first: dict[tuple[Any, ...], str] = {}
     rows = []
-    for layer, mask, kind in _layers(tensors):
-        weight = tensors[_key(layer, "weight")]
-        rows.append(_row(layer, mask, kind, tensors, shares(first, _storage(weight), layer), batch))
+    for layer, mask, kind in _layers(tensors, shapes):
+        other = shares(first, _storage(_kept(layer, kind, tensors)), layer)
+        rows.append(_row(layer, mask, kind, tensors, other, batch))
     aside = (_BITS, _SCORES, _TEMPERATURE)
     gated = {row.name for row in rows if row.kind.startswith("Gated")}
     kept = {
@@ -68,10 +74,15 @@ def report_state(state: Mapping[str, Any], name: str, batch: int = 1) -> Report:
     else:
         notes = (f"kernels are those of linear layers, {batch} rows, on the CPU",)
         notes += ("parameters are all entries but masks and gates, buffers among them",)
+    unknown = [layer for layer in _compact_layers(tensors) if layer not in shapes]
+    if unknown:
+        notes += (
+            f"not listed: compact layers, whose shapes save_compressed alone writes: {', '.join(map(repr, unknown))}",
+        )
     return Report(name, tuple(rows), (), sums, notes)
 
 
-def _loaded(path: Path) -> Any:
+def _loaded(path: Path) -> tuple[Any, Shapes]:
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder, not a file")
     if not path.exists():
@@ -79,16 +90,18 @@ def _loaded(path: Path) -> Any:
     path.open("rb").close()  # an error here is the system's; below, the content's
     if path.suffix == ".safetensors":
         try:
-            from safetensors import SafetensorError
+            from safetensors import SafetensorError, safe_open
             from safetensors.torch import load_file
         except ImportError as error:
             raise ImportError(f"{path} needs safetensors ({error}): pip install 'maskfuse[checkpoint]'") from error
         try:
-            return load_file(path)
-        except SafetensorError as error:
+            with safe_open(path, framework="pt") as file:
+                compressed = (file.metadata() or {}).get("format") == FORMAT
+            return _compressed(path) if compressed else (load_file(path), {})
+        except (SafetensorError, BadFile) as error:
             raise SavedError(f"{path} is no safetensors file: {error}") from error
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True), {}
     except pickle.UnpicklingError as error:
         refused = re.search(r"GLOBAL (\S+)", str(error))
         if refused is None:
@@ -101,6 +114,12 @@ def _loaded(path: Path) -> Any:
         raise SavedError(f"{path} is no file of torch.save ({type(error).__name__})") from error
 
 
+def _compressed(path: Path) -> tuple[Mapping[str, Tensor], Shapes]:
+    saved = Saved(*read(path))
+    compact = {prefix[:-1]: one["shape"] for prefix, one in saved.masked.items() if one["name"] == "values"}
+    return {key: saved.entry(key) for key in saved.keys}, compact
+
+
 def _state_of(loaded: Any) -> Mapping[str, Any] | None:
     """The first state dict that has mask bits, else the first that has tensors."""
     found = list(_states(loaded))
@@ -108,33 +127,47 @@ def _state_of(loaded: Any) -> Mapping[str, Any] | None:
     return next(masked, found[0] if found else None)
 
 
-def _states(loaded: Any) -> Iterator[Mapping[str, Any]]:
-    if not isinstance(loaded, Mapping):
+def _states(loaded: Any, around: tuple[int, ...] = ()) -> Iterator[Mapping[str, Any]]:
+    if not isinstance(loaded, Mapping) or id(loaded) in around:  # a pickle may hold itself
         return
     if any(isinstance(key, str) and isinstance(value, Tensor) for key, value in loaded.items()):
         yield loaded
     for value in loaded.values():
-        yield from _states(value)
+        yield from _states(value, (*around, id(loaded)))
 
 
-def _layers(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Mask, str]]:
-    """Name, mask and kind of each masked or gated layer."""
+def _compact_layers(tensors: Mapping[str, Tensor]) -> list[str]:
+    layers = [_parent(key) for key in tensors if ("." + key).endswith(_BITS)]
+    return [layer for layer in layers if _key(layer, "values") in tensors and _key(layer, "weight") not in tensors]
+
+
+def _layers(tensors: Mapping[str, Tensor], shapes: Shapes) -> Iterator[tuple[str, Mask, str]]:
+    """Name, mask and kind of each masked or gated layer, and of compact ones whose shapes are known."""
     for key, value in tensors.items():
         layer = _parent(key)
+        if value.is_meta and ("." + key).endswith((_BITS, _SCORES)):
+            raise SavedError(f"{key}: must have values, and is on meta")
+        if layer in shapes and ("." + key).endswith(_BITS):
+            yield layer, Mask.from_bits(value, shapes[layer]), "Compact" + _twin(len(shapes[layer]))
+            continue
         weight = tensors.get(_key(layer, "weight"))
         if weight is None:
             continue
         if ("." + key).endswith(_BITS):
             try:
-                yield layer, Mask.from_bits(value, weight.shape), "Masked" + _twin(weight)
+                yield layer, Mask.from_bits(value, weight.shape), "Masked" + _twin(weight.dim())
             except (TypeError, ValueError) as error:
                 raise SavedError(f"{key}: {error}") from error
         elif ("." + key).endswith(_SCORES) and _key(layer, "temperature") in tensors and value.shape == weight.shape:
-            yield layer, Mask.from_dense(value > 0), "Gated" + _twin(weight)  # a gate above a half, of every kind
+            yield layer, Mask.from_dense(value > 0), "Gated" + _twin(weight.dim())  # a gate above a half, of every kind
 
 
-def _twin(weight: Tensor) -> str:
-    return "Conv2d" if weight.dim() == 4 else "Linear"
+def _twin(dimensions: int) -> str:
+    return "Conv2d" if dimensions == 4 else "Linear"
+
+
+def _kept(layer: str, kind: str, tensors: Mapping[str, Tensor]) -> Tensor:
+    return tensors[_key(layer, "values" if kind.startswith("Compact") else "weight")]
 
 
 def _parent(key: str) -> str:
@@ -147,14 +180,16 @@ def _key(layer: str, entry: str) -> str:
 
 def _storage(t: Tensor) -> tuple[Any, ...]:
     """The same for tensors that are one in memory."""
+    if t.layout is not torch.strided:
+        return (id(t),)
     return (t.data_ptr() if t.numel() else id(t), t.dtype, tuple(t.shape), t.stride())
 
 
 def _row(name: str, mask: Mask, kind: str, tensors: Mapping[str, Tensor], other: str | None, batch: int) -> LayerReport:
-    weight = tensors[_key(name, "weight")]
+    weight = _kept(name, kind, tensors)
     gated = kind.startswith("Gated")
     explained: Explanation | None = None
-    if kind == "MaskedLinear" and weight.is_floating_point():
+    if kind in ("MaskedLinear", "CompactLinear") and weight.is_floating_point():
         explained = explain(mask, batch=batch, dtype=weight.dtype)
     scores = nbytes(tensors[_key(name, "scores")]) if gated else 0
     bits, plan = (0, 0) if gated else (nbytes(mask.bits), plan_bytes(mask))
@@ -162,7 +197,7 @@ def _row(name: str, mask: Mask, kind: str, tensors: Mapping[str, Tensor], other:
         name=name,
         also=(),
         kind=kind,
-        shape=tuple(weight.shape),
+        shape=tuple(mask.shape),
         dtype=dtype_name(weight.dtype),
         device="cpu",
         structure="gates" if gated else structure_of(mask),
@@ -170,6 +205,7 @@ def _row(name: str, mask: Mask, kind: str, tensors: Mapping[str, Tensor], other:
         active=mask.active,
         trained=mask.active,
         bytes=Bytes(nbytes(weight), bits, plan, scores=scores),
+        absent=(mask.numel - mask.active) * weight.element_size() if kind.startswith("Compact") else 0,
         shares=other,
         calls=(Call(batch=batch),) if explained is not None else (),
         kernel=None if explained is None else explained.kernels["forward"],

@@ -13,6 +13,7 @@ from .._processes import Group
 from ..mask import Mask
 from ..nn._masked import MaskedLayer
 from ..nn._trained import trained_parts
+from ..nn._with_mask import LayerWithMask
 from ..nn.freeze import frozen_mask
 from ..syncing import unwrapped
 from .masks import check_same_masks, digest
@@ -220,7 +221,7 @@ class _Bucket:
 
 def _mask_objects(model: nn.Module) -> list[object]:
     """Every mask there is, as objects: a mask that changes is another one."""
-    layers = [module.mask for module in model.modules() if isinstance(module, MaskedLayer)]
+    layers = [module.mask for module in model.modules() if isinstance(module, LayerWithMask)]
     return [*layers, *(frozen_mask(parameter) for parameter in model.parameters())]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,10 +13,11 @@ from .._sharded import is_sharded, whole
 from ..functional.active_weights import collect_active, expand_active
 from ..functional.compact_linear import stand_in
 from ..mask import Mask, describe
-from ._masked import MaskedLayer
+from ._masked import MaskedLayer, copied
 from ._optimizer_state import Optimizers, change, checked_optimizers, expect_no_state, replace
 from ._packed import PackedLayer
 from ._with_mask import KEY
+from .freeze import freeze, frozen_mask
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -52,21 +54,41 @@ class CompactLayer(PackedLayer):
             mask = self._fitting(mask, weight)
             self.values = nn.Parameter(collect_active(weight, mask), requires_grad=layer.weight.requires_grad)
             self._mask = self._placed(mask)
+        frozen = frozen_mask(layer.weight)
+        if frozen is not None:
+            freeze(self.values, frozen.dense()[self._mask.to(frozen.device).dense()])
 
     def _tear_down(self, expanded: dict[int, nn.Parameter]) -> None:
         """Undoes `_set_up`: what is left is a plain layer's. `expanded` has the weights of values that are shared."""
         values, bias = self.values, self.bias
         weight = expanded.get(id(values))
         if weight is None:
-            weight = nn.Parameter(self.weight.detach(), requires_grad=values.requires_grad)
+            weight = self._whole_weight()
         expanded[id(values)] = weight
         for name in ("values", "bias", "_mask", "_packed", "_packed_from"):
             delattr(self, name)
         self._parameters.update(weight=weight, bias=bias)  # `weight` is a property until the class is another one
 
+    @classmethod
+    def _take_over(cls, layer: Any, mask: Mask, collected: dict[int, nn.Parameter]) -> None:
+        """Makes a plain layer a compact one; the object stays. `collected` has the values of shared weights."""
+        plain = copy.copy(layer)
+        plain._parameters = dict(layer._parameters)
+        weight = layer._parameters.pop("weight")
+        layer._parameters.pop("bias")
+        layer.__class__ = cls
+        layer._set_up(plain, mask)
+        layer.values = collected.setdefault(id(weight), layer.values)
+
     @property
     def _kept(self) -> Any:
         return self.values
+
+    def _whole_weight(self) -> nn.Parameter:
+        """The weight as a parameter, trained where the values are."""
+        weight = nn.Parameter(self.weight.detach(), requires_grad=self.values.requires_grad)
+        frozen = frozen_mask(self.values)
+        return weight if frozen is None else freeze(weight, _spread(frozen, self._mask))
 
     @classmethod
     def from_dense(cls, layer: nn.Module, mask: Mask | Tensor | None = None) -> Self:
@@ -88,9 +110,9 @@ class CompactLayer(PackedLayer):
     def to_masked(self) -> Any:
         """A `MaskedLinear` or `MaskedConv2d` with copies of the parameters and the same mask."""
         layer: Any = self.masked(**self.masked._arguments(self), device="meta", dtype=self.values.dtype)
-        layer.weight = nn.Parameter(self.weight.detach(), requires_grad=self.values.requires_grad)
+        layer.weight = self._whole_weight()
         if self.bias is not None:
-            layer.bias = nn.Parameter(self.bias.detach().clone(), requires_grad=self.bias.requires_grad)
+            layer.bias = copied(self.bias)
         layer._mask = self._mask
         return layer.train(self.training)
 
@@ -111,10 +133,11 @@ class CompactLayer(PackedLayer):
         """Changes which weights are active: of the values, of their gradient and of optimizers' state.
 
         Weights that stay active keep their value, gradient and state. Others are dropped for good; new ones are zero
-        and begin with the state of a new weight, which is zero for moments. State of a single number, as the count of
-        steps, is kept. `values` stays the parameter it is, with hooks, at another size: what has buffers for it
-        (`DistributedDataParallel`, a CUDA graph) is to be made anew. Call it between a backward pass and the next
-        forward pass: a graph that has saved the old values refuses to go back through them.
+        and begin with the state of a new weight, which is zero for moments; where `values` are frozen in part
+        (`nn.freeze`), they are trained. State of a single number, as the count of steps, is kept. `values` stays the
+        parameter it is, with hooks, at another size: what has buffers for it (`DistributedDataParallel`, a CUDA graph)
+        is to be made anew. Call it between a backward pass and the next forward pass: a graph that has saved the old
+        values refuses to go back through them.
 
         Args:
             mask: of the weight's shape; `Mask`, bool or 0/1 integer tensor.
@@ -175,8 +198,11 @@ class CompactLayer(PackedLayer):
                 error_msgs.append(f"{key}: must have shape {shape}, got {describe(state[key])}")
                 return
         if name in state and mask != self._mask:
+            frozen = _moved_frozen(self.values, self._mask, mask)
             if self.values.shape[0] != mask.active:
                 replace(self.values, self.values.new_zeros(mask.active).detach())
+            if frozen is not None:
+                freeze(self.values, frozen)
             self._mask = self._placed(mask)
             self.values.grad = None
         super()._load_from_state_dict(state, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
@@ -205,9 +231,25 @@ def set_masks(layers: Sequence[CompactLayer], mask: Mask | Tensor, optimizer: Op
             result[stayed.to(t.device)] = t[stays.to(t.device)]
             return result
 
+        frozen = _moved_frozen(values, old, new)
         change(values, moved, optimizers)
+        if frozen is not None:
+            freeze(values, frozen)
         if not optimizers:
             expect_no_state(values)
     for layer in layers:
         layer.unpack()
         layer._mask = new
+
+
+def _spread(frozen: Mask, mask: Mask) -> Tensor:
+    """By which a weight is frozen whose values are: what is under the mask is not."""
+    dense = torch.ones(mask.shape, dtype=torch.bool, device=mask.device)
+    dense[mask.dense()] = frozen.to(mask.device).dense()
+    return dense
+
+
+def _moved_frozen(values: Tensor, old: Mask, new: Mask) -> Tensor | None:
+    """By which values that are frozen are so under another mask: weights that stay as before, new ones not."""
+    frozen = frozen_mask(values)
+    return None if frozen is None else _spread(frozen, old.to(frozen.device))[new.to(frozen.device).dense()]

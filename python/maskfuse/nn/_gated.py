@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .._sharded import is_sharded
 from ..mask import Mask, describe
-from ._masked import MaskedLayer, _copy_parameters
+from ._masked import MaskedLayer, _copy_parameters, copied
 from ._numbers import number, positive
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class GatedLayer(nn.Module):
         twin = cls(**cls.hardened._arguments(layer), device="meta", dtype=layer.weight.dtype, **options)
         _copy_parameters(layer, twin)
         if gated is not None and initial_score is None:
-            twin.scores = nn.Parameter(gated.scores.detach().clone(), requires_grad=gated.scores.requires_grad)
+            twin.scores = copied(gated.scores)
         else:
             twin.scores = nn.Parameter(torch.full_like(twin.weight.detach(), twin.initial_score))
         return twin

@@ -15,6 +15,7 @@ from ..mask import Mask
 from . import _unmet
 from ._packed import PackedLayer
 from ._with_mask import KEY
+from .freeze import freeze, frozen_mask
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -56,7 +57,7 @@ class MaskedLayer(PackedLayer):
 
     @classmethod
     def from_dense(cls, layer: nn.Module, mask: Mask | Tensor | None = None) -> Self:
-        """A masked layer with copies of a plain layer's parameters, on its device, in its dtype and mode.
+        """A masked layer with copies of a plain layer's parameters, on its device, in its dtype and mode, frozen alike.
 
         Without `mask` nothing is masked, or, where `layer` is masked itself, what it masks.
 
@@ -199,10 +200,16 @@ def _weight_and_mask(layer: MaskedLayer) -> tuple[Tensor | None, Mask]:
     return weight_of(layer), layer._mask
 
 
+def copied(parameter: Tensor) -> nn.Parameter:
+    """A copy that is trained where the parameter is, in part where it is frozen."""
+    copy = nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
+    frozen = frozen_mask(parameter)
+    return copy if frozen is None else freeze(copy, frozen)
+
+
 def _copy_parameters(layer: nn.Module, to: nn.Module) -> None:
     for name in ("weight", "bias"):
         parameter = getattr(layer, name)
         if parameter is not None:
-            copy = nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
-            setattr(to, name, copy)
+            setattr(to, name, copied(parameter))
     to.train(layer.training)

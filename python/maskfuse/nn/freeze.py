@@ -52,8 +52,9 @@ def freeze(parameter: nn.Parameter, mask: Mask | Tensor) -> nn.Parameter:
     momentum from before, moves frozen entries nevertheless: `maskfuse.protect` keeps them, bit for bit.
 
     Freezing again replaces the mask; `unfreeze` ends it and `frozen_mask` tells. It belongs to the parameter object:
-    deepcopy, pickle, `torch.save` of a module, moves and casts keep it, a `state_dict` does not have it, and what puts
-    another parameter in its place loses it (`load_state_dict(assign=True)`, `to_empty`, `functional_call`,
+    deepcopy, pickle, `torch.save` of a module, moves and casts keep it, and so do the masked, compact, gated and plain
+    twins that layers make of each other; a `state_dict` does not have it, and what puts another parameter in its place
+    loses it (`load_state_dict(assign=True)`, `to_empty`, `functional_call`,
     `fully_shard`): do that in `with keep_frozen(model):`, or freeze afterwards. A parameter that FSDP2 has sharded is
     frozen by a mask of the full shape, and the gradient of each shard is masked when it has been reduced.
 

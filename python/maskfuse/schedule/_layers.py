@@ -62,7 +62,7 @@ class MaskedWeight:
     def check_masked(self) -> None:
         """Raises RuntimeError where a layer is masked no more."""
         for layer in self.layers:
-            if not isinstance(layer, MaskedLayer):
+            if not isinstance(layer, LayerWithMask):
                 raise RuntimeError(
                     f"layer {self.name!r} ({type(layer).__name__}) is masked no more: the model was folded, and this "
                     "schedule has nothing left to do"
