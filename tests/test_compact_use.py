@@ -6,6 +6,7 @@ import copy
 import logging
 import subprocess
 import sys
+from collections import UserDict
 
 import pytest
 import torch
@@ -53,7 +54,7 @@ def test_inputs_as_arguments_and_by_name():
 
     model = masked(Two(), first=[0])
     x, y = torch.randn(3, 6), torch.randn(3, 6)
-    for inputs in ((x, y), [x, y], {"x": x, "y": y}):
+    for inputs in ((x, y), [x, y], {"x": x, "y": y}, UserDict(x=x, y=y)):
         assert compact(model, inputs).first.weight.shape == (7, 6)
 
 

@@ -270,3 +270,13 @@ def test_frozen_values_stay_frozen_with_their_weights(load):
     assert torch.equal(layer.values.grad == 0, frozen[new.dense()])
     weight = maskfuse.fold(layer).weight
     assert torch.equal(frozen_mask(weight).dense(), ~(frozen & new.dense()))
+
+
+def test_values_that_are_computed_from_others():
+    """Those of another mask were put in their place, and the next call computed them again, of the old size."""
+    layer = CompactLinear(8, 8, mask=Mask.random((8, 8), 0.4))
+    nn.utils.prune.l1_unstructured(layer, "values", 0.5)
+    mask = layer.mask
+    with pytest.raises(ValueError, match="the values of a layer must be a parameter when its mask is set"):
+        layer.set_mask(Mask.full((8, 8)))
+    assert layer.mask is mask and layer(torch.randn(2, 8)).shape == (2, 8)

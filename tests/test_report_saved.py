@@ -137,6 +137,12 @@ def test_sparse_tensors(tmp_path, capsys):
     assert status == 0 and "MaskedConv2d" in printed.out
 
 
+def test_weights_of_other_dimensions(tmp_path, capsys):
+    state = {"weight": torch.ones(3, 3, 4), "mask_bits": torch.ones(3, 1, dtype=torch.int32)}
+    status, printed = run(capsys, saved(tmp_path, state))
+    assert status == 0 and "3x3x4" in printed.out, printed.err
+
+
 class Trap:
     """What runs code where it is unpickled."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -92,6 +93,8 @@ def compact(model: Model, example_inputs: Any, tolerance: float | None = None) -
         if t.is_meta or is_sharded(t):
             where = "on meta" if t.is_meta else "sharded"
             raise ValueError(f"model must have all of its values here, but {name!r} is {where}")
+    if isinstance(example_inputs, Mapping):  # as a tokenizer's, which is no dict, and whose tensors are not seen
+        example_inputs = dict(example_inputs)
     made = _copied(model)
     layers = [module for module in made.modules() if isinstance(module, LayerWithMask)]
     if not layers and not any(isinstance(module, GatedLayer) for module in made.modules()):  # which fold refuses

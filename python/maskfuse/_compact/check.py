@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from .._example_inputs import arguments
 from .calls import Calls
 from .decide import Decision
 from .trace import Named, tensors_of
@@ -36,9 +37,8 @@ def run(model: nn.Module, example: Any) -> Any:
     inputs = tree_map(lambda t: t.detach().clone() if isinstance(t, Tensor) else t, example)
     devices = {t.device for t in tensors_of(inputs) if t.is_cuda} | {p.device for p in model.parameters() if p.is_cuda}
     with torch.random.fork_rng(devices=sorted(devices, key=str)), torch.no_grad():
-        if isinstance(inputs, dict):
-            return model(**inputs)
-        return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
+        args, kwargs = arguments(inputs)
+        return model(*args, **kwargs)
 
 
 def differs(got: Any, want: Any, tolerance: float | None) -> str | None:

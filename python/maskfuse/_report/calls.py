@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .._example_inputs import arguments
 from ..nn._with_mask import LayerWithMask
 from .rows import Call, products_of
 
@@ -39,15 +40,6 @@ def calls_of(model: nn.Module, layers: Iterable[nn.Module], example_inputs: Any)
         for module, training in modes.items():
             module.training = training
     return calls
-
-
-def arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments of a call."""
-    if isinstance(example_inputs, Mapping):
-        return (), dict(example_inputs)
-    if isinstance(example_inputs, (tuple, list)):
-        return tuple(example_inputs), {}
-    return (example_inputs,), {}
 
 
 def _call(layer: Any, x: Tensor, output: Tensor) -> Call:

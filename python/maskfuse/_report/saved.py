@@ -189,7 +189,7 @@ def _row(name: str, mask: Mask, kind: str, tensors: Mapping[str, Tensor], other:
     weight = _kept(name, kind, tensors)
     gated = kind.startswith("Gated")
     explained: Explanation | None = None
-    if kind in ("MaskedLinear", "CompactLinear") and weight.is_floating_point():
+    if kind in ("MaskedLinear", "CompactLinear") and len(mask.shape) == 2 and weight.is_floating_point():
         explained = explain(mask, batch=batch, dtype=weight.dtype)
     scores = nbytes(tensors[_key(name, "scores")]) if gated else 0
     bits, plan = (0, 0) if gated else (nbytes(mask.bits), plan_bytes(mask))

@@ -147,7 +147,8 @@ class CompactLayer(PackedLayer):
         Raises:
             TypeError: a mask of another type, no optimizer, or one whose state is not of single weights (L-BFGS).
             ValueError: another shape, an optimizer that has not the values, state of it of another shape than
-                theirs, or values that are sharded. Nothing is changed then.
+                theirs, or values that are sharded or computed from others (`torch.nn.utils.prune`). Nothing is changed
+                then.
             RuntimeError: the optimizer's state is of the weights before a mask that was set without it.
         """
         set_masks([self], mask, optimizer)
@@ -214,6 +215,8 @@ def set_masks(layers: Sequence[CompactLayer], mask: Mask | Tensor, optimizer: Op
     """`CompactLayer.set_mask` of layers that share their values."""
     first = layers[0]
     values = first.values
+    if not isinstance(values, nn.Parameter):
+        raise ValueError(f"the values of a layer must be a parameter when its mask is set, got {describe(values)}")
     if is_sharded(values):
         raise ValueError(f"the values of a layer must not be sharded when its mask is set, got {describe(values)}")
     new = first._placed(first._fitting(mask, stand_in(values, first.mask)))

@@ -26,7 +26,9 @@ class Schedule(ABC):
     the old mask and its plan are kept by nobody.
 
     Processes that train one model together step together. Each computes the masks, and all set those of the first one,
-    one bit a weight sent when masks may change; so they are the same whatever each has drawn or loaded.
+    one bit a weight sent when masks may change; so they are the same whatever each has drawn or loaded. The values of
+    compact layers are others in number then, when a schedule is made too, and `DistributedDataParallel`, which has
+    buffers for them, is to be made anew; around the old one the next backward pass averages nothing.
     """
 
     def __init__(
