@@ -23,6 +23,11 @@ void mask_pack(const uint8_t* dense, int64_t columns, uint32_t* bits, int64_t ro
 // The inverse; writes bytes 0 and 1.
 void mask_unpack(const uint32_t* bits, int64_t columns, uint8_t* dense, int64_t row0, int64_t row1);
 
+// Writes the transposed bits, [columns / taps][mask_words(rows * taps)], where `taps` neighbouring columns stay
+// together: rows [begin, end) of the result, in steps of 32.
+void mask_transpose(const uint32_t* bits, int64_t rows, int64_t columns, int64_t taps, uint32_t* to, int64_t begin,
+                    int64_t end);
+
 enum class Structure : int64_t { empty, full, channels, blocks, n_m, unstructured };
 
 struct MaskStructure {
