@@ -41,10 +41,12 @@ SOURCES = json.loads((ROOT / "csrc/sources.json").read_text())
 X86 = platform.machine() in {"x86_64", "AMD64"}
 CUDA_PREFIX = Path("/usr/local/cuda")
 PTXAS_LOG = ROOT / "build/ptxas.log"
-ABI_TARGET = "2.11"
-# major << 56 | minor << 48, as torch/csrc/stable/version.h reads it
-ABI_DEFINES = ["-DTORCH_TARGET_VERSION=0x020b000000000000", f'-DMASKFUSE_ABI_TARGET="{ABI_TARGET}"']
-COVERAGE = ["-O1", "-g0", "--coverage", "-fprofile-update=atomic"] if os.environ.get("MASKFUSE_COVERAGE") == "1" else []
+ABI_MAJOR, ABI_MINOR = (int(part) for part in SOURCES["abi_target"].split("."))
+ABI_DEFINES = [  # as torch/csrc/stable/version.h reads it, and as a text
+    f"-DTORCH_TARGET_VERSION={ABI_MAJOR << 56 | ABI_MINOR << 48:#x}",
+    f'-DMASKFUSE_ABI_TARGET="{SOURCES["abi_target"]}"',
+]
+COVERAGE = ["-O1", "-g0", "--coverage"] if os.environ.get("MASKFUSE_COVERAGE") == "1" else []
 CXX_FLAGS = ["-std=c++20", "-O3", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter"]
 CXX_FLAGS += ["-DMASKFUSE_X86"] if X86 else []
 CXX_FLAGS += [] if COVERAGE else [f"-ffile-prefix-map={ROOT}/="]  # messages name no path of this machine

@@ -103,14 +103,12 @@ MaskStructure mask_structure(const uint32_t* bits, int64_t rows, int64_t columns
     }
     if (r > 0 && row_step != 1 && std::memcmp(row - words, row, bytes) != 0) row_step = std::gcd(row_step, r);
     for (int64_t w = 0; w < words && column_step != 1; ++w) {
-      uint32_t change = changes(row, w);
-      const int64_t valid = columns - w * 32;
-      if (valid < 32) change &= (1u << valid) - 1;  // the edge to the padding is no change
+      uint32_t change = changes(row, w) & mask_columns(w, columns);  // the edge to the padding is no change
       for (; change != 0 && column_step != 1; change &= change - 1)
         column_step = std::gcd(column_step, w * 32 + __builtin_ctz(change));
     }
   }
-  if (s.active == 0)
+  if (pattern == nullptr)
     s.kind = Structure::empty;
   else if (s.active == rows * columns)
     s.kind = Structure::full;

@@ -10,6 +10,12 @@ namespace maskfuse {
 
 inline constexpr int64_t mask_words(int64_t columns) { return (columns + 31) / 32; }
 
+// Bits of a row's word w that are columns.
+inline uint32_t mask_columns(int64_t w, int64_t columns) {
+  const int64_t count = columns - w * 32;
+  return count < 32 ? (1u << (count & 31)) - 1 : ~0u;
+}
+
 // Set bits of a word, without the instruction that a baseline build may not use or the call that would replace it.
 inline int count_bits(uint32_t word) {
   word -= word >> 1 & 0x55555555u;

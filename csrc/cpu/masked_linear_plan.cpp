@@ -35,9 +35,6 @@ struct PanelPart {
   int64_t strips = 0, single_entries = 0;
 };
 
-// Bits of a row's word w that are columns.
-uint32_t inside(int64_t w, int64_t columns) { return columns - w * 32 < 32 ? (1u << (columns - w * 32)) - 1 : ~0u; }
-
 // Four rows by 16 columns that have an active weight, among rows [begin, end).
 int64_t count_strips(const uint32_t* bits, int64_t columns, int64_t begin, int64_t end) {
   const int64_t words = mask_words(columns);
@@ -46,7 +43,7 @@ int64_t count_strips(const uint32_t* bits, int64_t columns, int64_t begin, int64
     for (int64_t w = 0; w < words; ++w) {
       uint32_t any = 0;
       for (int64_t i = r; i < std::min(r + 4, end); ++i) any |= bits[i * words + w];
-      any &= inside(w, columns);
+      any &= mask_columns(w, columns);
       strips += ((any & 0xffff) != 0) + (any >> 16 != 0);
     }
   return strips;
@@ -115,7 +112,7 @@ void PlanBuilder::State::find_pattern() {
     ++header.active_rows;
   }
   if (columns == nullptr) return pattern.clear();
-  for (int64_t w = 0; w < words; ++w) header.active_columns += count_bits(columns[w] & inside(w, header.columns));
+  for (int64_t w = 0; w < words; ++w) header.active_columns += count_bits(columns[w] & mask_columns(w, header.columns));
   if (header.active_columns == 0) {
     header.active_rows = 0;
     return pattern.clear();
