@@ -9,6 +9,7 @@ LARGEST = 512 << 10  # bytes: what is larger is no source
 
 
 def faults(path: Path) -> list[str]:
+    """What is wrong with a file, one line a fault."""
     content = path.read_bytes()
     if len(content) > LARGEST:
         return [f"{path}: {len(content)} bytes, more than {LARGEST}"]

@@ -1,6 +1,6 @@
-"""The share of lines that tests run, Python's and C++'s: build/coverage/{index.html,summary.json}. Fails below the limits.
+"""The share of lines that tests run, Python's and C++'s: build/coverage/{index.html,summary.json}.
 
-`make coverage` has left the counts of both; what is not counted, and why, is in pyproject.toml.
+Fails below the limits. `make coverage` has left the counts of both; what is not counted, and why, is in pyproject.toml.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ def python_lines() -> dict[str, object]:
     run("coverage", "html", "--quiet", "--directory", str(FOLDER / "python/html"))
     run("coverage", "json", "--quiet", "-o", str(FOLDER / "python/report.json"))
     report = json.loads((FOLDER / "python/report.json").read_text())
-    files = {name: (f["summary"]["covered_lines"], f["summary"]["num_statements"]) for name, f in report["files"].items()}
+    files = {
+        name: (f["summary"]["covered_lines"], f["summary"]["num_statements"]) for name, f in report["files"].items()
+    }
     return section("python", files, "python/html/index.html")
 
 

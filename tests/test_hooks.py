@@ -1,4 +1,4 @@
-"""What runs before a commit: hooks whose configuration is valid and whose tools are here, and forms that can be read."""
+"""What runs before a commit: hooks whose configuration is valid and whose tools are here; and forms for issues."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / ".pre-commit-config.yaml"
+TOOLS = Path(sys.executable).parent
 CHECK_FILES = ROOT / ".ci/check_files.py"
 pytestmark = pytest.mark.skipif(not CONFIG.exists(), reason="needs the repository around it")
 
@@ -35,7 +36,7 @@ def test_hooks_need_no_network_and_their_tools_are_here():
         if (ROOT / ".venv/bin").exists():
             assert (ROOT / tool).exists()
         else:
-            assert shutil.which(Path(tool).name, path=str(Path(sys.executable).parent))
+            assert shutil.which(Path(tool).name, path=str(TOOLS))
         assert all((ROOT / a).is_file() for a in arguments if a.endswith(".py"))
 
 
@@ -67,10 +68,11 @@ def test_issue_forms(path):
     assert len(set(ids)) == len(ids) > 0 and all(field["attributes"]["label"] for field in form["body"])
 
 
-@pytest.mark.skipif(shutil.which("clang-tidy", path=str(Path(sys.executable).parent)) is None, reason="needs clang-tidy")
+@pytest.mark.skipif(not (TOOLS / "clang-tidy").exists(), reason="needs clang-tidy")
 @pytest.mark.parametrize("folder", ["csrc", "csrc/torch"])
 def test_clang_tidy_knows_its_checks(folder):
-    tool = Path(sys.executable).parent / "clang-tidy"
     source = next((ROOT / folder).rglob("*.cpp"))
-    process = subprocess.run([tool, "--verify-config", source], cwd=ROOT, capture_output=True, text=True)
+    process = subprocess.run(
+        [TOOLS / "clang-tidy", "--verify-config", source], cwd=ROOT, capture_output=True, text=True
+    )
     assert process.returncode == 0 and "No config errors" in process.stdout + process.stderr
