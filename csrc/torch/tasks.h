@@ -27,7 +27,8 @@ inline constexpr int kMostPhases = 4;
 // thread that may not have started: those that run do what there is.
 template <class Run>
 void run_phases(const int64_t* tasks, int phases, size_t scratch_bytes, const Run& run) {
-  const int64_t most = *std::max_element(tasks, tasks + phases);
+  int64_t most = 0;
+  for (int phase = 0; phase < phases; ++phase) most = std::max(most, tasks[phase]);
   if (most == 0) return;
   const int64_t threads = std::min<int64_t>({most, torch::stable::get_num_threads(), kMostThreads});
   struct alignas(64) Next {  // the next task of a thread's part; a cache line of its own
