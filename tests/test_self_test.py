@@ -13,10 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import maskfuse
-import maskfuse.mask as mask_module
 import pytest
 import torch
 from maskfuse import Mask, _library, backends
+from maskfuse._mask import bits as mask_bits
 from maskfuse._self_test import checks, compare, first_use, record, run
 from maskfuse._self_test.checks import CHECKS, Check
 from maskfuse.functional import _backends as functional_backends
@@ -340,7 +340,7 @@ def test_nothing_is_run_where_the_device_is_refused(pretended, refused, monkeypa
     monkeypatch.setattr(checks, "CHECKS", {name: pretended.check(name) for name in ("mask", "masked_linear")})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert mask_module.bit_ops(GPU) is None and mask_module.bit_ops(CPU) is torch.ops.maskfuse
+    assert mask_bits.bit_ops(GPU) is None and mask_bits.bit_ops(CPU) is torch.ops.maskfuse
     with pytest.warns(UserWarning, match=refused):
         assert chosen() == "reference"
     assert run._cuda_devices() == []
@@ -363,15 +363,15 @@ def test_compiled_code_that_is_the_first_to_ask(pretended, refused, monkeypatch)
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_masks_are_packed_on_the_host_where_the_device_cannot(pretended, monkeypatch):
     monkeypatch.setattr(checks, "CHECKS", {"mask": pretended.check("mask")})
-    assert mask_module.bit_ops(GPU) is mask_module.bit_ops(CPU) is torch.ops.maskfuse
+    assert mask_bits.bit_ops(GPU) is mask_bits.bit_ops(CPU) is torch.ops.maskfuse
     pretended.restarted()
     record.path().unlink()
     pretended.errors["mask"] = compare.Mismatch("mask_pack: 1 of 9 elements differ")
-    assert mask_module.bit_ops(GPU) is None and mask_module.bit_ops(CPU) is torch.ops.maskfuse
+    assert mask_bits.bit_ops(GPU) is None and mask_bits.bit_ops(CPU) is torch.ops.maskfuse
 
     dense = torch.rand(70, 90) < 0.5
     bits = Mask.from_dense(dense).bits
-    monkeypatch.setattr(mask_module, "bit_ops", lambda device: None)
+    monkeypatch.setattr(mask_bits, "bit_ops", lambda device: None)
     mask = Mask.from_dense(dense)
     assert torch.equal(mask.bits, bits) and torch.equal(mask.dense(), dense)
 

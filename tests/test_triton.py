@@ -21,8 +21,9 @@ import pytest
 import torch
 from conftest import HAS_TRITON, INTERPRETED
 from maskfuse import Mask, backends, masked_linear
+from maskfuse._mask.bits import bit_ops
+from maskfuse._mask.plans import has_lists
 from maskfuse.functional import _backends as functional_backends
-from maskfuse.mask import has_lists
 from maskfuse.nn import MaskedConv2d, MaskedLinear
 from torch.library import opcheck
 
@@ -131,7 +132,7 @@ def test_it_takes_over_where_the_compiled_library_cannot_run(old_driver):
             assert backends.choose(op, GPU).name == "triton"
     verdicts = dict(backends.verdicts("masked_linear", GPU))
     assert verdicts["cuda"] == "the driver is too old" and verdicts["triton"] is None
-    assert maskfuse.mask.bit_ops(GPU) is torch.ops.maskfuse_triton
+    assert bit_ops(GPU) is torch.ops.maskfuse_triton
     with (
         maskfuse.use_backend("cuda"),
         pytest.raises(RuntimeError, match="backend 'cuda' cannot run masked_linear on cuda: the driver is too old"),
@@ -139,9 +140,9 @@ def test_it_takes_over_where_the_compiled_library_cannot_run(old_driver):
         backends.choose("masked_linear", GPU)
     for names in (("reference",), ("cuda", "reference")):
         with maskfuse.use_backend(*names):
-            assert maskfuse.mask.bit_ops(GPU) is None
+            assert bit_ops(GPU) is None
     with maskfuse.use_backend("triton", "reference"):
-        assert maskfuse.mask.bit_ops(GPU) is torch.ops.maskfuse_triton
+        assert bit_ops(GPU) is torch.ops.maskfuse_triton
     with maskfuse.use_backend("cuda", "reference"):  # which leaves triton out
         assert backends.choose("masked_linear", GPU).name == "reference"
 

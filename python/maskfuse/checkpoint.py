@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ._compressed_file import BadFile, read, write
+from ._describe import describe
 from ._saved_state import Saved, entries_of, layers_of, split
 from ._sharded import is_sharded, placed_as
-from .mask import Mask, describe
+from .mask import Mask
 from .nn._compact import CompactLayer
 from .nn._masked import MaskedLayer
 from .nn._with_mask import KEY, LayerWithMask

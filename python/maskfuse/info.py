@@ -14,11 +14,12 @@ import torch
 from torch import nn
 
 from . import _library, backends
+from ._mask.plans import COMPACT_DENSITY, has_lists, has_plan
 from ._self_test.record import version
 from .functional._backends import triton_is_interpreted
 from .functional._check import FLOATING
 from .functional.masked_linear import packed_by_triton
-from .mask import COMPACT_DENSITY, Mask, has_lists, has_plan
+from .mask import Mask
 from .nn._compact import CompactLayer
 from .nn._gated import GatedLayer
 from .nn.compact_conv2d import CompactConv2d

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..mask import Mask, describe, of_one_call
+from .._describe import describe
+from ..mask import Mask, of_one_call
 
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 

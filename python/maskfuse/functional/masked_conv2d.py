@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import ops, reference
+from .._mask.bits import packed_bits
 from ..backends import choose, extend, trusted
-from ..mask import Mask, packed_bits
+from ..mask import Mask
 from ..ops.masked_conv2d import output_size
 from . import _backends, _channel_masks, _check
 from ._conv import Geometry, Pair, check_weight, convolve

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from .._describe import describe
 from .._sharded import is_sharded, whole
 from ..functional.active_weights import collect_active, expand_active
 from ..functional.compact_linear import stand_in
-from ..mask import Mask, describe
+from ..mask import Mask
 from ._masked import MaskedLayer, copied
 from ._optimizer_state import Optimizers, change, checked_optimizers, expect_no_state, replace
 from ._packed import PackedLayer

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from .._describe import describe
 from .._sharded import is_sharded
-from ..mask import Mask, describe
+from ..mask import Mask
 from ._masked import MaskedLayer, _copy_parameters, copied
 from ._numbers import number, positive
 

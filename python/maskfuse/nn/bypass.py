@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._describe import describe
 from .._memory_format import memory_format_of
 from ..functional import _check
-from ..mask import describe
 from ._numbers import number, positive
 
 _SKIPPED = ("identity", "zeros")

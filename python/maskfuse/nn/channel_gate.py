@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .._describe import describe
 from ..functional import _channels, _check
 from ..functional._channel_statistic import STATISTICS, channel_statistic, keep_channels, straight_through
 from ..functional.channel_gather import channel_gather
 from ..functional.channel_select import channel_select
-from ..mask import describe
 from ._numbers import number, positive
 
 if TYPE_CHECKING:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from .._describe import describe
 from .._sharded import is_sharded, local, local_part, placed_as
 from ..functional._check import floating, mask_of
-from ..mask import Mask, describe
+from ..mask import Mask
 from . import _unmet
 
 # Attributes of a frozen parameter. Its class stays what it is, since optimizers ask for the exact type; so what copies

@@ -9,8 +9,9 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+from .._describe import describe
 from .._sharded import whole
-from ..mask import Mask, describe
+from ..mask import Mask
 from ..nn._compact import CompactLayer
 from ..nn._masked import MaskedLayer, weight_of
 from ..nn._with_mask import LayerWithMask

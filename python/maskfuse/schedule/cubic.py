@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from .._mask.patterns import largest
 from .._processes import Group
-from ..mask import largest
 from ._layers import Selection
 from ._schedule import Optimizers, Schedule, check_count
 from .budget import Budget, apportion, proportions

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import _processes
+from .._mask.patterns import largest
 from .._processes import Group
 from .._sharded import local
-from ..mask import largest
 from ._layers import MaskedWeight, Pool, Selection
 from ._schedule import Optimizers, Schedule, check_count
 from .budget import Budget, apportion, proportions
