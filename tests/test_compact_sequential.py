@@ -9,7 +9,7 @@ import pytest
 import torch
 from maskfuse import Mask
 from maskfuse.nn import CompactSequential, MaskedConv2d, MaskedLinear
-from maskfuse.nn import compact_sequential as module
+from maskfuse.nn import _chains as module
 from torch import nn
 from torch.func import functional_call, grad
 
@@ -125,14 +125,14 @@ def test_state_is_a_sequentials():
 
 def test_what_is_not_read_is_not_computed(monkeypatch):
     seen = []
-    product = module._Layer.product
+    product = module.ChainedLayer.product
 
     def watched(self, x):
         y = product(self, x)
         seen.append((x.shape[1], y.shape[1]))
         return y
 
-    monkeypatch.setattr(module._Layer, "product", watched)
+    monkeypatch.setattr(module.ChainedLayer, "product", watched)
     modules, _ = models()["three"]
     CompactSequential(*modules)(torch.randn(2, IN, 6, 6))
     assert seen == [(IN, A // 2), (A // 2, B // 2), (B // 2, OUT)]

@@ -9,7 +9,7 @@ import torch
 from conftest import DTYPES, assert_sums_close, one_of
 from device_ops import comparison, each_cuda_machine, each_machine, poisoned, with_library
 from maskfuse import Mask
-from maskfuse.info import _gpu_kernel
+from maskfuse._kernel_choice import gpu_kernel
 
 # batch, in, out: smaller than a tile and than a vector, not whole tiles, some splits, large tiles.
 SHAPES = [(1, 1, 1), (3, 7, 5), (17, 64, 40), (70, 130, 200), (33, 1000, 24), (260, 72, 392), (5, 2048, 136)]
@@ -307,7 +307,7 @@ def test_choice_of_kernel(machine):
 @each_cuda_machine
 def test_explained_kernels(machine):
     def explained(direction, mask, batch, packed=False):
-        return _gpu_kernel(machine.ops, direction, mask, (batch,), torch.bfloat16, packed, (132, 80))
+        return gpu_kernel(machine.ops, direction, mask, (batch,), torch.bfloat16, packed, (132, 80))
 
     unstructured, channels = Mask.random((128, 256), 0.5), Mask.channels((128, 256), torch.arange(64))
     assert explained("forward", unstructured, 16, packed=True) == "decode"
@@ -318,7 +318,7 @@ def test_explained_kernels(machine):
     assert explained("forward", small, 512) != "library"
     conv = Mask.random((8, 4, 3, 3), 0.5)
     about = ([2, 4, 9, 9], [3, 3], conv.bits, [], [1, 1], [1, 1], [1, 1], 1)
-    assert _gpu_kernel(machine.ops, "forward", conv, about, torch.float32, False, (132, 80)) == "element in 2 parts"
+    assert gpu_kernel(machine.ops, "forward", conv, about, torch.float32, False, (132, 80)) == "element in 2 parts"
 
 
 @each_machine

@@ -19,7 +19,7 @@ from maskfuse.nn import (
     frozen_mask,
     unfreeze,
 )
-from maskfuse.nn._compact import set_masks
+from maskfuse.nn._compact_masks import set_masks
 from maskfuse.schedule import SET, CubicSchedule
 from optimizers import same_bits
 from schedules import masked_layers, network, step, under_masks

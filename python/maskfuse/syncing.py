@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from .mask import Mask
-from .nn._compact import CompactLayer, set_masks
+from .nn._compact import CompactLayer
+from .nn._compact_masks import set_masks
 from .nn._gated import GatedLayer
 from .nn._masked import MaskedLayer
 from .nn.channel_gate import ChannelGate

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .._sharded import is_sharded
-from ..info import Explanation, checked_batch, explain
+from ..explain import Explanation, checked_batch, explain
 from ..mask import Mask
 from ..nn import Bypass, ChannelGate, CompactLinear, CompactSequential
 from ..nn._compact import CompactLayer

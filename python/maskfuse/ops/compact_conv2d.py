@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from .active_weights import Ints, define
-from .autograd import Product, multilinear, shape_of, vmap_samples
+from .autograd import Product, multilinear, shape_of
 from .masked_conv2d import image_like, output_size, size_of
+from .vmap import vmap_samples
 
 _GEOMETRY = "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups, SymInt[] shape"
 

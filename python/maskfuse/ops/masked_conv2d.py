@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from .._memory_format import memory_format_of
-from .autograd import Product, multilinear, shape_of, vmap_samples
+from .autograd import Product, multilinear, shape_of
+from .vmap import vmap_samples
 
 Ints = Sequence[int]
 

@@ -13,7 +13,7 @@ from .. import _processes
 from .._processes import Group
 from .._sharded import is_sharded, local, local_part
 from ..mask import Mask
-from ..nn._compact import set_masks
+from ..nn._compact_masks import set_masks
 from ..nn._optimizer_state import Optimizers, beginning, holds
 from ._layers import MaskedWeight, Pool, Selection, masked_weights
 from .budget import BUDGETS, Budget
