@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._checks import describe
 from ._compressed_file import BadFile
-from ._describe import describe
 from ._mask_coding import decode, encode
 from ._sharded import is_sharded
 from .functional.active_weights import check_values, collect_active, expand_active

@@ -16,8 +16,8 @@ from typing import Any, TypeAlias, TypeVar, overload
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from ._checks import check_module, describe
 from ._compressed_file import BadFile, read, write
-from ._describe import describe
 from ._saved_state import Saved, entries_of, layers_of, split
 from ._sharded import is_sharded, placed_as
 from .mask import Mask
@@ -38,8 +38,7 @@ def dense_state_dict(model: nn.Module) -> dict[str, Any]:
     Raises:
         TypeError: `model` is no module.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    check_module(model)
     layers = layers_of(model)
     result: dict[str, Any] = {}
     for key, value in model.state_dict().items():

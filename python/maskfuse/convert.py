@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from ._checks import check_module
 from ._computed_weight import checked_weight, pruned_mask, remove_pruning
 from ._fast_path import set_fast_paths
 from ._sharded import whole
@@ -57,8 +58,7 @@ def convert(model: Model, policy: Policy | Mapping[str, Any] | float | None = No
     Warns:
         UserWarning: nothing matches, or nothing matches a pattern of the dict.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    check_module(model)
     rules = rules_of(policy)
     names: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from ._checks import check_module
 from ._fast_path import set_fast_paths
 from .nn._compact import CompactLayer
 from .nn._gated import GatedLayer
@@ -41,8 +42,7 @@ def fold(model: Model) -> Model:
     Warns:
         UserWarning: no layer is masked, as in a model that was folded before; it is returned as it is.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    check_module(model)
     names = {module: name for name, module in model.named_modules()}
     layers = _checked_layers(names)
     if not layers:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._describe import describe
+from ._checks import describe
 from ._mask import patterns
 from ._mask.bits import packed_bits, rows_columns, valid_bits
 from ._mask.packed import PackedMask

@@ -6,14 +6,14 @@ from typing import TypeVar
 
 from torch import nn
 
+from ._checks import check_module
 from .nn._packed import PackedLayer
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
 def _layers(model: nn.Module) -> list[PackedLayer]:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    check_module(model)
     return [module for module in model.modules() if isinstance(module, PackedLayer)]
 
 

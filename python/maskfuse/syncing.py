@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from ._checks import check_module
 from .mask import Mask
 from .nn._compact import CompactLayer
 from .nn._compact_masks import set_masks
@@ -54,8 +55,7 @@ def sync_masks(to: nn.Module, source: nn.Module) -> bool:
             changed then.
     """
     for name, model in (("to", to), ("source", source)):
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"{name} must be an nn.Module, got {type(model).__name__}")
+        check_module(model, name)
     return give(to, held(source), "source")
 
 

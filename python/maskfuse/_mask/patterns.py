@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .._describe import describe
+from .._checks import describe
 from .bits import rows_columns
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _processes
+from .._checks import check_module
 from .._processes import Group
 from ..mask import Mask
 from ..nn._masked import MaskedLayer
@@ -56,8 +57,7 @@ class SparseAllReduce:
     """
 
     def __init__(self, model: nn.Module, process_group: Group = None, check_every_step: bool | None = None) -> None:
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+        check_module(model)
         self.model = unwrapped(model)
         self.process_group = process_group
         self.check_every_step = check_every_step

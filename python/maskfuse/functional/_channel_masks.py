@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from .._describe import describe
+from .._checks import describe
 from .._memory_format import memory_format_of
 from ..mask import Mask
 from . import _channels, _check

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._describe import describe
+from .._checks import describe
 from ..mask import Mask, of_one_call
 
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

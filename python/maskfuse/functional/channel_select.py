@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import ops, reference
-from .._describe import describe
+from .._checks import describe
 from ..backends import choose, extend
 from . import _backends, _channels, _check
 

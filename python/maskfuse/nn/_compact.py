@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .._describe import describe
+from .._checks import describe
 from .._sharded import whole
 from ..functional.active_weights import collect_active, expand_active
 from ..mask import Mask

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from .._describe import describe
+from .._checks import describe
 from .._sharded import is_sharded
 from ..functional.compact_linear import stand_in
 from ..mask import Mask

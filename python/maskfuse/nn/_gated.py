@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .._describe import describe
+from .._checks import describe
 from .._sharded import is_sharded
 from ..mask import Mask
 from ._masked import MaskedLayer, _copy_parameters, copied

@@ -5,9 +5,9 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .._describe import describe
+from .._checks import describe
 from .._memory_format import memory_format_of
 from ..functional import _check
 
@@ -66,12 +66,6 @@ def check_active(active: Tensor, input: Tensor) -> None:
         )
     if active.device.type != "cpu":
         _check.same_device("active", active, "input", input)
-
-
-def check_module(module: object, name: str) -> None:
-    """Refuses what is no module."""
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"{name} must be an nn.Module, got {describe(module)}")
 
 
 def check_shape(output: Tensor, skip: Tensor, where: str) -> None:

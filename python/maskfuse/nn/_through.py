@@ -1,23 +1,11 @@
 """The gradient of a gate that is not differentiable itself."""
 
 from __future__ import annotations
-from collections.abc import Callable
+
 from typing import Any
+
 import torch
-from torch import Tensor, nn
-from .._describe import describe
-from .._memory_format import memory_format_of
-from ..functional import _check
-from ._numbers import number, positive
-from ._samples import (
-    check_active,
-    check_samples,
-    outside,
-    rows_of,
-    set_outside,
-    widened,
-    with_rows,
-)
+from torch import Tensor
 
 
 class Through(torch.autograd.Function):

@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._describe import describe
+from .._checks import check_module, describe
 from .._memory_format import memory_format_of
 from ..functional import _check
 from ._numbers import number, positive
 from ._samples import (
     check_active,
-    check_module,
     check_samples,
     check_shape,
     outside,
@@ -27,8 +26,6 @@ from ._through import Through
 
 _SKIPPED = ("identity", "zeros")
 _SCALES = ("eval", "train", "none")
-
-
 
 
 class Bypass(nn.Module):

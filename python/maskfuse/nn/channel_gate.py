@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .._describe import describe
+from .._checks import describe
 from ..functional import _channels, _check
 from ..functional._channel_statistic import STATISTICS, channel_statistic, keep_channels, straight_through
 from ..functional.channel_gather import channel_gather

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from .._describe import describe
+from .._checks import check_module, describe
 from .._sharded import is_sharded, local, local_part, placed_as
 from ..functional._check import floating, mask_of
 from ..mask import Mask
@@ -132,8 +132,7 @@ def keep_frozen(model: nn.Module) -> Iterator[None]:
         TypeError: `model` is no module.
         ValueError: when it ends: the new parameter has another shape.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    check_module(model)
     known = [
         (module, name, mask, weakref.ref(parameter))
         for module in model.modules()

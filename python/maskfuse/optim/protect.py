@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from .._checks import check_module
 from ..nn._masked import weight_of
 from ..nn._trained import masked_layers
 from ..nn._unmet import PROTECTION
@@ -54,8 +55,7 @@ def protect(optimizer: AnyOptimizer, model: nn.Module) -> AnyOptimizer:
     """
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    check_module(model)
     if is_protected(optimizer, model):
         return optimizer
     held = {id(p) for p in parameters_of(optimizer)}
