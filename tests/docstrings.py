@@ -12,10 +12,11 @@ from typing import Any
 import maskfuse
 from maskfuse import distributed, functional, nn, optim, reference, schedule
 from maskfuse._report.report import Report
-from maskfuse.explain import Explanation
+from maskfuse._self_test.run import SelfTest
+from maskfuse.info import Explanation
 
 MODULES = (maskfuse, nn, functional, optim, schedule, distributed, reference)
-RETURNED = (Explanation, Report)  # not in `__all__`, but what public functions return
+RETURNED = (Explanation, Report, SelfTest)  # not in `__all__`, but what public functions return
 
 _SECTION = re.compile(r"^(Args|Attributes|Returns|Yields|Raises|Warns)\b[^:]*:$")
 _ENTRY = re.compile(r"^(\*{0,2}\w+(?:, \*{0,2}\w+)*): (.+)", re.DOTALL)

@@ -35,6 +35,9 @@ def dense_state_dict(model: nn.Module) -> dict[str, Any]:
     Weights under a mask are zero, also where they are retained. Of masked and compact layers these are copies; other
     entries are those of `state_dict`.
 
+    Args:
+        model: any module.
+
     Raises:
         TypeError: `model` is no module.
     """

@@ -33,6 +33,9 @@ def fold(model: Model) -> Model:
     on the whole weight, as it does under `use_backend("reference")`; else up to rounding, as terms are summed in
     another order. Calls that pass `channels=` are for masked layers alone.
 
+    Args:
+        model: any module; a masked layer too.
+
     Raises:
         TypeError: not a module; a layer is gated (its `harden()` gives the masked layer to put in its place); or a
             masked layer has a subclass's type or a parametrization, which a plain one would drop.

@@ -25,6 +25,11 @@ class Mask(PackedMask):
     Make one with `from_dense`, `threshold`, `topk`, `random`, `n_m`, `blocks`, `channels`, `full` or
     `from_bits`; combine with `&`, `|`, `~`; compare with `==`. A mask pickles, deep-copies (to itself), and
     goes into safetensors as `mask.bits`.
+
+    Args:
+        bits: int32 `[out, ceil(in * ... / 32)]`, as above, not copied and not looked at; `from_bits` checks them.
+        shape: of the weight.
+        plan: what kernels derive from the bits; None to make it when it is first asked for.
     """
 
     __slots__ = ()
@@ -200,7 +205,7 @@ class Mask(PackedMask):
         Args:
             shape: of the weight, `[out, in, ...]`.
             out: bool `[out]`, or integers `[K]`, the indices of the active output channels; None keeps all.
-            inp: the same of the input channels.
+            inp: bool `[in]`, or integers `[K]`, the same of the input channels.
 
         Returns:
             A mask of that shape, on the device of `out` and `inp`.

@@ -22,6 +22,9 @@ def pack(model: Model) -> Model:
 
     See `MaskedLinear.pack` for what drops the copies again.
 
+    Args:
+        model: any module; layers without a mask stay as they are.
+
     Raises:
         TypeError: `model` is no `nn.Module`.
     """
@@ -32,6 +35,9 @@ def pack(model: Model) -> Model:
 
 def unpack(model: Model) -> Model:
     """Drops what `pack` copied; returns the model.
+
+    Args:
+        model: any module; layers without a mask stay as they are.
 
     Raises:
         TypeError: `model` is no `nn.Module`.

@@ -26,8 +26,8 @@ def sync_masks(to: nn.Module, source: nn.Module) -> bool:
 
     Masks are neither parameters nor buffers, so what copies or averages those leaves them alone. An `AveragedModel`
     (stochastic weight averaging, Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima and Better
-    Generalization", or an exponential average) has the masks of the time it was made. Where a schedule changes them
-    since, call this after each update::
+    Generalization", arXiv:1803.05407; or an exponential average, as Tarvainen & Valpola 2017, arXiv:1703.01780, take)
+    has the masks of the time it was made. Where a schedule changes them since, call this after each update::
 
         averaged.update_parameters(model)
         maskfuse.sync_masks(averaged, model)

@@ -94,11 +94,20 @@ class CompactLayer(PackedLayer):
     def from_dense(cls, layer: nn.Module, mask: Mask | Tensor | None = None) -> Self:
         """A compact layer with copies of a plain or masked layer's parameters, on its device, in its dtype and mode.
 
-        Without `mask` nothing is masked, or, where `layer` is masked itself, what it masks. Values under the mask are
-        left behind, retained ones too.
+        Values under the mask are left behind, retained ones too.
+
+        Args:
+            layer: the plain or masked layer that this is the twin of.
+            mask: `Mask`, bool or 0/1 integer tensor of the weight's shape. None: nothing is masked, or, where `layer`
+                is masked itself, what it masks.
+
+        Returns:
+            A layer of this class, with its own parameters.
 
         Raises:
-            TypeError: `layer` is neither the plain nor the masked layer that this is the twin of, or it is gated.
+            TypeError: `layer` is neither the plain nor the masked layer that this is the twin of, or it is gated;
+                `mask` is floating, or no mask.
+            ValueError: `mask` has another shape than the weight, or integers other than 0 and 1.
         """
         masked: Any = cls.masked.from_dense(layer, mask)
         twin = cls.__new__(cls)

@@ -37,20 +37,20 @@ class Bypass(nn.Module):
     - The caller: `bypass(input, active=...)` by a bool for all samples, or by a bool tensor `[N]`. Of `[N, ...]` the
       module then sees the active samples alone, in their order; the others are put around what it returns. Where none
       is active it is not called. This goes before everything below, unscaled.
-    - Chance, with `p`: stochastic depth (Huang et al. 2016, "Deep Networks with Stochastic Depth"). In training a call
-      skips the module with probability `p`, for the batch as a whole or for each sample. Expected values are kept by
-      `scale`: with "eval", as in the paper, training gives the module's output or the skipped value, and eval mode
-      `skipped + (1 - p) * (module - skipped)`; with "train", active samples give
+    - Chance, with `p`: stochastic depth (Huang et al. 2016, "Deep Networks with Stochastic Depth", arXiv:1603.09382).
+      In training a call skips the module with probability `p`, for the batch as a whole or for each sample. Expected
+      values are kept by `scale`: with "eval", as in the paper, training gives the module's output or the skipped value,
+      and eval mode `skipped + (1 - p) * (module - skipped)`; with "train", active samples give
       `skipped + (module - skipped) / (1 - p)`, and eval mode is the module; with "none" neither is scaled. The paper's
       residual branch is `x + bypass(x)` with "zeros"; a whole block `x + f(x)` with "identity" gives the same. Draws
       come from torch's generator of the CPU (`torch.manual_seed`) on every device, one number a batch or a sample, so
       nothing waits for a device.
     - A learned `gate`, a module from the input to a logit for each sample, `[N]` or `[N, 1]`. Samples with a positive
-      logit are active, in training and eval mode. The logit's gradient is straight-through (Bengio et al. 2013): that
-      of `skipped + sigmoid(logit / temperature) * (module - skipped)`. For a skipped sample the module's output is not
-      known, and its logit gets no gradient: a penalty on `sigmoid(bypass.gate(input))`, or on its distance from a
-      target rate, keeps gates moving; or `dense_gradient`, with which the module is run on all samples while a gate
-      learns in training mode, so that skipped ones teach it too.
+      logit are active, in training and eval mode. The logit's gradient is straight-through (Bengio et al. 2013,
+      arXiv:1308.3432): that of `skipped + sigmoid(logit / temperature) * (module - skipped)`. For a skipped sample the
+      module's output is not known, and its logit gets no gradient: a penalty on `sigmoid(bypass.gate(input))`, or on
+      its distance from a target rate, keeps gates moving; or `dense_gradient`, with which the module is run on all
+      samples while a gate learns in training mode, so that skipped ones teach it too.
 
     A skipped sample gets itself ("identity"), zeros of its shape ("zeros"), or what the module `skipped` makes of it.
     `skipped` as a module sees the skipped samples alone, but all where "train" scales or a gate learns from the
@@ -146,8 +146,17 @@ class Bypass(nn.Module):
         """`input` `[N, ...]` through the module where it is active; for whole batches any shape will do.
 
         Args:
-            input: what the module takes.
+            input: `[N, ...]`, of a dtype that the module takes.
             active: bool, or bool tensor `[N]` on the input's device or the CPU; None leaves it to the layer.
+
+        Returns:
+            `[N, ...]`, what the module returns, with skipped samples in their places, in the wider dtype of the two.
+
+        Raises:
+            TypeError: `input` is no tensor, `active` neither a bool nor a bool tensor, or the module, or a gate,
+                returns no tensor.
+            ValueError: `active`, or a gate's logits, do not fit the input, or the module returns another shape than
+                what is skipped has.
         """
         if not isinstance(input, Tensor):
             raise TypeError(f"input must be a tensor, got {describe(input)}")

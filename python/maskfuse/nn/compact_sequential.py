@@ -35,10 +35,17 @@ class CompactSequential(nn.Sequential):
 
     Args:
         *args: modules, or one ordered dict of them, as in `nn.Sequential`.
+
+    Raises:
+        TypeError: something that is no module.
     """
 
     def forward(self, input: Any) -> Any:
-        """What `nn.Sequential.forward` returns."""
+        """What `nn.Sequential.forward` returns, and raises.
+
+        Args:
+            input: what the first module takes, `[N, C, ...]` where channels are left out, of the weights' dtype.
+        """
         if torch.compiler.is_compiling():
             return super().forward(input)
         for part in self._plan():

@@ -100,6 +100,9 @@ def freeze(parameter: nn.Parameter, mask: Mask | Tensor) -> nn.Parameter:
 def unfreeze(parameter: nn.Parameter) -> nn.Parameter:
     """Ends what `freeze` began; returns the parameter. One that is not frozen stays as it is.
 
+    Args:
+        parameter: of any shape and dtype.
+
     Raises:
         TypeError: `parameter` is no `nn.Parameter`.
     """
@@ -114,7 +117,11 @@ def unfreeze(parameter: nn.Parameter) -> nn.Parameter:
 
 
 def frozen_mask(parameter: Tensor) -> Mask | None:
-    """The mask that a parameter is frozen by (1: trained), or None where it is not frozen."""
+    """The mask that a parameter is frozen by (1: trained), or None where it is not frozen.
+
+    Args:
+        parameter: of any shape and dtype; any other object is not frozen.
+    """
     frozen = getattr(parameter, _FROZEN, None)
     return None if frozen is None else frozen.mask
 
@@ -127,6 +134,9 @@ def keep_frozen(model: nn.Module) -> Iterator[None]:
             fully_shard(model)
 
     So do `load_state_dict(assign=True)`, `to_empty`, and whatever else puts a parameter under a name that had one.
+
+    Args:
+        model: any module.
 
     Raises:
         TypeError: `model` is no module.

@@ -79,7 +79,12 @@ def protect(optimizer: AnyOptimizer, model: nn.Module) -> AnyOptimizer:
 
 
 def is_protected(optimizer: torch.optim.Optimizer, model: nn.Module) -> bool:
-    """Whether `protect(optimizer, model)` was called."""
+    """Whether `protect(optimizer, model)` was called.
+
+    Args:
+        optimizer: of `torch.optim`, or any other object, which is not protected.
+        model: as it was given to `protect`; it is compared by identity.
+    """
     protection = getattr(optimizer, PROTECTION, None)
     return protection is not None and any(model is other for other in protection.models)
 

@@ -57,7 +57,14 @@ class Rewiring(Schedule):
         self._seen = self._versions()
 
     def drop_fraction_at(self, step: int) -> float:
-        """Share of the active weights that is dropped after `step` steps of the optimizer."""
+        """Share of the active weights that is dropped after `step` steps of the optimizer, 0..1.
+
+        `drop_fraction` with constant annealing, else `drop_fraction / 2 * (1 + cos(pi * step / end))` (Evci et al.
+        2020, section 3), which stays 0 past `end`.
+
+        Args:
+            step: steps of the optimizer.
+        """
         if self.annealing == "constant":
             return self.drop_fraction
         return self.drop_fraction / 2 * (1 + math.cos(math.pi * min(step / self.end, 1.0)))
@@ -69,7 +76,11 @@ class Rewiring(Schedule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on from where `state_dict` was taken. Masks are the model's affair, and come with its `state_dict`.
 
+        Args:
+            state_dict: what `state_dict()` gave.
+
         Raises:
+            TypeError: it has no number of steps.
             ValueError: it is another schedule's, of other layers, or one of the two has no generator.
         """
         saved = state_dict.get("generator")

@@ -101,7 +101,11 @@ class Schedule(ABC):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on from where `state_dict` was taken. Masks are the model's affair, and come with its `state_dict`.
 
+        Args:
+            state_dict: what `state_dict()` gave.
+
         Raises:
+            TypeError: it has no number of steps.
             ValueError: it is another schedule's, or of other layers.
         """
         own = self.state_dict()

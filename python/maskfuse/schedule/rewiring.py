@@ -26,8 +26,9 @@ class SET(Rewiring):
     already, as a loaded model has: then they keep their masks. Every `interval` steps before `end` the share
     `drop_fraction` of the active weights is dropped, the smallest positive and the largest negative ones, as many of
     each as their shares are (Mocanu et al. 2018, "Scalable training of artificial neural networks with adaptive sparse
-    connectivity"); zeros count as positive. As many weights are drawn from all that are masked then, the dropped ones
-    among them; one that is drawn again stays as it was. So the number of active weights never changes.
+    connectivity inspired by network science", arXiv:1707.04780); zeros count as positive. As many weights are drawn
+    from all that are masked then, the dropped ones among them; one that is drawn again stays as it was. So the number
+    of active weights never changes.
 
     Dropped weights are set to zero, retained values under a mask too when it changes. Grown ones begin at zero, where
     the paper's begin at random. The optimizer's state of both is put back to that of a new weight, which is zero for
@@ -43,11 +44,11 @@ class SET(Rewiring):
         interval: steps from one change to the next.
         drop_fraction: share of the active weights, 0..1.
         annealing: `"constant"`, or `"cosine"`: the share falls to 0 at `end`.
-        budget: `"uniform"`: each layer has the same density; `"erk"`: Erdős-Rényi-Kernel, small layers a higher one;
-            `"global"`: weights are drawn, dropped and grown among those of all layers, whose densities change; one may
-            be left with none, and few layers come back from that. The total is exactly `round(density * weights)`
-            with each of them (largest remainder, ties by index; a layer smaller than its share is full, and others get
-            the rest).
+        budget: `"uniform"`: each layer has the same density; `"erk"`: Erdős-Rényi-Kernel (Evci et al. 2020), small
+            layers a higher one; `"global"`: weights are drawn, dropped and grown among those of all layers, whose
+            densities change; one may be left with none, and few layers come back from that. The total is exactly
+            `round(density * weights)` with each of them (largest remainder, ties by index; a layer smaller than its
+            share is full, and others get the rest).
         layers: names of layers, or a function of name and layer: which ones are masked; None for all.
         dense: the same, of those that stay dense; they count in the density, unlike layers that are not selected.
         generator: what is drawn from; None for torch's own, which a resumed training has to restore itself.
@@ -90,8 +91,8 @@ class RigL(Rewiring):
     already, as a loaded model has: then they keep their masks. Every `interval` steps before `end` the share
     `drop_fraction / 2 * (1 + cos(pi * step / end))` of the active weights is dropped, the smallest ones, and of all
     that are masked then as many grow, those with the largest gradients; ties by index (Evci et al. 2020, "Rigging the
-    Lottery: Making All Tickets Winners", algorithm 1). A dropped weight that is chosen again stays as it was. So the
-    number of active weights never changes.
+    Lottery: Making All Tickets Winners", arXiv:1911.11134, algorithm 1). A dropped weight that is chosen again stays as
+    it was. So the number of active weights never changes.
 
     Masked layers give masked weights a gradient of zero, so the steps that change masks need another one. Run the
     model in `with rigl.dense_gradient():`, which records it then and does nothing otherwise::
@@ -119,11 +120,11 @@ class RigL(Rewiring):
         interval: steps from one change to the next.
         drop_fraction: share of the active weights at the beginning, 0..1.
         annealing: `"cosine"`, or `"constant"`: the share stays `drop_fraction`.
-        budget: `"uniform"`: each layer has the same density; `"erk"`: Erdős-Rényi-Kernel, small layers a higher one;
-            `"global"`: weights are drawn, dropped and grown among those of all layers, whose densities change; one may
-            be left with none, and few layers come back from that. The total is exactly `round(density * weights)`
-            with each of them (largest remainder, ties by index; a layer smaller than its share is full, and others get
-            the rest).
+        budget: `"uniform"`: each layer has the same density; `"erk"`: Erdős-Rényi-Kernel (Evci et al. 2020), small
+            layers a higher one; `"global"`: weights are drawn, dropped and grown among those of all layers, whose
+            densities change; one may be left with none, and few layers come back from that. The total is exactly
+            `round(density * weights)` with each of them (largest remainder, ties by index; a layer smaller than its
+            share is full, and others get the rest).
         layers: names of layers, or a function of name and layer: which ones are masked; None for all.
         dense: the same, of those that stay dense; they count in the density, unlike layers that are not selected.
         generator: what the first masks are drawn from; None for torch's own.
@@ -197,7 +198,11 @@ class RigL(Rewiring):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on from where `state_dict` was taken. Masks are the model's affair, and come with its `state_dict`.
 
+        Args:
+            state_dict: what `state_dict()` gave.
+
         Raises:
+            TypeError: it has no number of steps.
             ValueError: it is another schedule's, of other layers, or one of the two has no generator.
         """
         super().load_state_dict(state_dict)
