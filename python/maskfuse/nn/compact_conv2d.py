@@ -60,17 +60,7 @@ class CompactConv2d(CompactLayer):
     ) -> None:
         super().__init__()
         plain = nn.Conv2d(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            padding_mode,
-            device=device,
-            dtype=dtype,
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
         )
         self._set_up(plain, mask)
 

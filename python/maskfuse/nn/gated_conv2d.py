@@ -55,17 +55,7 @@ class GatedConv2d(GatedLayer, nn.Conv2d):
         initial_score: float = 2.0,
     ) -> None:
         super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            padding_mode,
-            device=device,
-            dtype=dtype,
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
         )
         self._set_up(kind, temperature, initial_score)
 
