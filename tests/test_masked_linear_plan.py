@@ -13,8 +13,8 @@ import torch
 import torch.utils.flop_counter
 from conftest import few, one_of
 from maskfuse import Mask, masked_conv2d, masked_linear, reference
-from maskfuse import mask as mask_module
 from maskfuse._mask import plans
+from maskfuse.functional import _check
 from maskfuse.nn import MaskedConv2d, MaskedLinear
 from test_masked_linear import check, forward_backward
 from torch.nn import functional as F
@@ -213,7 +213,7 @@ def test_layers_share_a_plan_and_make_it_early():
 def test_a_call_makes_no_plan_where_that_waits_for_the_device(monkeypatch, shape):
     """A tensor as a mask, as on CUDA: its bits are packed and not looked at. A layer plans all the same."""
     made = []
-    monkeypatch.setattr(mask_module, "plan_waits", lambda device: True)
+    monkeypatch.setattr(_check, "plan_waits", lambda device: True)
     monkeypatch.setattr(plans, "make_plan", lambda mask: made.append(mask) or [])
     monkeypatch.setattr(Mask, "_found", lambda self: pytest.fail("the bits were looked at"))
     conv = len(shape) == 4

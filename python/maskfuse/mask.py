@@ -12,7 +12,7 @@ from ._checks import describe
 from ._mask import patterns
 from ._mask.bits import packed_bits, rows_columns, valid_bits
 from ._mask.packed import PackedMask
-from ._mask.plans import block_lists_of, plan_of, plan_waits
+from ._mask.plans import block_lists_of, plan_of
 from .ops.mask import words
 
 
@@ -240,24 +240,6 @@ class Mask(PackedMask):
         """The plan that kernels on a GPU take; of a mask on the CPU, for Triton's interpreter, made by its ops."""
         return block_lists_of(self)
 
-    def to(self, device: torch.device | str) -> Mask:
-        """The mask on `device`; itself where it is there already.
-
-        Args:
-            device: CPU or CUDA.
-
-        Raises:
-            RuntimeError: torch has no such device.
-        """
-        device = torch.device(device)
-        bits = self.bits.to(device)
-        if bits is self.bits:
-            return self
-        moved = Mask(bits, self.shape)
-        object.__setattr__(moved, "_facts", self._facts)
-        object.__setattr__(moved, "known_full", self.known_full)
-        return moved
-
     # -- combining -------------------------------------------------------------------------------------
 
     def _combine(self, other: object, name: str, operation: Callable[[Tensor, Tensor], Tensor]) -> Mask:
@@ -287,12 +269,6 @@ class Mask(PackedMask):
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles bits and shape; what is derived from them is found again."""
         return _rebuild, (self.bits, tuple(self.shape))
-
-
-def of_one_call(dense: Tensor) -> Mask:
-    """`Mask.from_dense` for a call that makes its mask and drops it: without a plan where making one would wait."""
-    mask = Mask.from_dense(dense)
-    return Mask(mask.bits, mask.shape, plan=[]) if plan_waits(mask.device) else mask
 
 
 def _rebuild(bits: Tensor, shape: Sequence[int]) -> Mask:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from .bits import rows_columns, unpacked_bits
+
+AnyMask = TypeVar("AnyMask", bound="PackedMask")
 
 _KINDS = ("empty", "full", "channels", "blocks", "n:m", "unstructured")
 
@@ -44,11 +46,11 @@ class PackedMask:
     def __delattr__(self, name: str) -> None:
         raise AttributeError(f"Mask is immutable: cannot delete {name!r}")
 
-    def __copy__(self) -> PackedMask:
+    def __copy__(self: AnyMask) -> AnyMask:
         """Itself: it cannot change."""
         return self
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> PackedMask:
+    def __deepcopy__(self: AnyMask, memo: dict[int, Any]) -> AnyMask:
         """Itself: it cannot change, so copies of a layer share it."""
         return self
 
@@ -56,6 +58,24 @@ class PackedMask:
     def device(self) -> torch.device:
         """Where the bits are."""
         return self.bits.device
+
+    def to(self: AnyMask, device: torch.device | str) -> AnyMask:
+        """The mask on `device`; itself where it is there already.
+
+        Args:
+            device: CPU or CUDA.
+
+        Raises:
+            RuntimeError: torch has no such device.
+        """
+        device = torch.device(device)
+        bits = self.bits.to(device)
+        if bits is self.bits:
+            return self
+        moved = type(self)(bits, self.shape)
+        object.__setattr__(moved, "_facts", self._facts)
+        object.__setattr__(moved, "known_full", self.known_full)
+        return moved
 
     def dense(self) -> Tensor:
         """The mask as a bool tensor of its shape, on its device."""
