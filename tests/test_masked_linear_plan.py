@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import pickle
 import threading
 
 import maskfuse
@@ -12,6 +11,7 @@ import pytest
 import torch
 import torch.utils.flop_counter
 from conftest import few, one_of
+from copies import pickled
 from maskfuse import Mask, masked_conv2d, masked_linear, reference
 from maskfuse._mask import plans
 from maskfuse.functional import _check
@@ -198,7 +198,7 @@ def test_who_has_a_plan():
     with torch.inference_mode():
         other = Mask.random((OUT, IN), 0.5)
         assert not any(t.is_inference() for t in other.plan)
-    restored = pickle.loads(pickle.dumps(mask))
+    restored = pickled(mask)
     assert restored._plan is None and all(map(torch.equal, restored.plan, mask.plan))
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import copy
 import gc
-import io
-import pickle
 import weakref
 
 import pytest
 import torch
+from copies import COPIES
 from maskfuse import Mask, is_protected, protect
 from maskfuse.nn import MaskedConv2d, MaskedLinear, freeze
 from optimizers import same_bits, take_state, trained
@@ -120,18 +119,7 @@ def test_state_is_the_optimizers_own(layer, optimizer, mask):
     assert not under(layer).any()
 
 
-def pickled(value):
-    return pickle.loads(pickle.dumps(value))
-
-
-def through_a_file(value):
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=False)
-
-
-@pytest.mark.parametrize("copied", [copy.deepcopy, pickled, through_a_file])
+@pytest.mark.parametrize("copied", COPIES)
 def test_copies_are_protected(layer, optimizer, mask, copied):
     protect(optimizer, layer)
     layer.set_mask(mask)

@@ -233,7 +233,8 @@ class Mask(PackedMask):
         of other than two or four dimensions or on another device, and in traced code that meets the mask before its
         plan is made.
         """
-        return plan_of(self)
+        plan = self._plan  # here, so that a call of a small layer pays for no other call
+        return plan_of(self) if plan is None else plan
 
     @property
     def block_lists(self) -> list[Tensor]:
