@@ -66,7 +66,7 @@ class PackedMask:
             device: CPU or CUDA.
 
         Raises:
-            RuntimeError: torch has no such device.
+            RuntimeError, AssertionError: torch has no such device, or was built without it.
         """
         device = torch.device(device)
         bits = self.bits.to(device)
