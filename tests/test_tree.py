@@ -14,7 +14,7 @@ in_repository = pytest.mark.skipif(not (ROOT / "csrc").exists(), reason="needs t
 RULES = {
     "python": ([".py"], 300, 30),
     "csrc": ([".h", ".cpp", ".cu"], 300, None),
-    "tests": ([".py"], 400, 40),
+    "tests": ([".py"], 360, 40),
     "bench": ([".py"], 300, 30),
 }
 
