@@ -15,4 +15,4 @@ def describe(value: object) -> str:
 def check_module(module: object, name: str = "model") -> None:
     """Raises TypeError where an argument is no module; `name` is the argument's."""
     if not isinstance(module, nn.Module):
-        raise TypeError(f"{name} must be an nn.Module, got {describe(module)}")
+        raise TypeError(f"{name} must be an nn.Module, got {type(module).__name__}")
