@@ -20,16 +20,16 @@ RULES = {
 
 # File -> most lines nevertheless, and why.
 LONGER = {
-    "csrc/cpu/channel_gather.cpp": (
-        350,
-        "one loop nest for each memory format, none of which is read without the others",
+    "csrc/cpu/channel_gather.cpp": (350, "two loops, of planes and of rows of elements, and what chooses between them"),
+    "csrc/cpu/masked_linear_plan.cpp": (
+        400,
+        "the index of a mask in the order in which it is made: read, found, written",
     ),
-    "csrc/cpu/masked_linear_plan.cpp": (400, "the index of a mask from its first pass to its last, in order"),
-    "csrc/cpu/masked_linear_values.h": (330, "one template for each layout of packed values, side by side"),
-    "csrc/cpu/masked_linear_weight_grad.h": (350, "register tiles, from the innermost loop outwards"),
-    "csrc/cuda/product.h": (330, "a tile's whole life: loads, products, stores"),
-    "csrc/cuda/product_sm90.h": (315, "the same on Hopper"),
-    "csrc/simt/simt.cpp": (350, "a machine: threads, barriers, shuffles and memory share their state"),
+    "csrc/cpu/masked_linear_values.h": (330, "the order of a panel's values, a function for each pattern of rows"),
+    "csrc/cpu/masked_linear_weight_grad.h": (350, "two ways to one gradient: a product a weight, and register tiles"),
+    "csrc/cuda/product.h": (330, "one kernel: operands, the walk along the depth, sums of parts, launch"),
+    "csrc/cuda/product_sm90.h": (315, "one kernel: its work, its ring of stages, fragments, the result"),
+    "csrc/simt/simt.cpp": (350, "one machine: threads, barriers and copies share its state"),
 }
 
 
