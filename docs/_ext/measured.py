@@ -1,4 +1,4 @@
-"""Tables of bench/results/*.json on a page: `{measured} linear` is the function of that name in `tables.py`.
+"""Tables of bench/results/*.json on a page: `{measured} linear` is the function of that name in `figures.py`.
 
 So no figure is written by hand, and none is older than its file. Under a table stand the command that measures it,
 the machine and the date, from the file too.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import tables
+import figures
 from sphinx.util.docutils import SphinxDirective
 
 RESULTS = Path(__file__).resolve().parents[2] / "bench/results"
@@ -36,12 +36,12 @@ class Measured(SphinxDirective):
 
     def run(self):
         """The table as nodes."""
-        table = getattr(tables, self.arguments[0].replace("-", "_"), None)
+        table = getattr(figures, self.arguments[0].replace("-", "_"), None)
         if table is None or not hasattr(table, "file"):
-            raise self.error(f"tables.py has no table {self.arguments[0]!r}")
+            raise self.error(f"figures.py has no table {self.arguments[0]!r}")
         path = RESULTS / f"{table.file}.json"
         self.env.note_dependency(str(path))
-        self.env.note_dependency(tables.__file__)
+        self.env.note_dependency(figures.__file__)
         result = json.loads(path.read_text())
         lines = [*table(result), "", source(result)]
         return self.parse_text_to_nodes("\n".join(lines))

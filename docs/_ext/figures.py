@@ -109,9 +109,7 @@ def linear_structures(result: dict) -> list[str]:
     ]
     for density in (0.5, 0.2, 0.1):
         near = [row for row in pick(rows, mask="random") if round(row["density"], 2) == density]
-        lines.append(
-            [f"no structure, {1 - density:.0%}", *[spread(pick(near, section=s)) for s in ("grid", "step")]]
-        )
+        lines.append([f"no structure, {1 - density:.0%}", *[spread(pick(near, section=s)) for s in ("grid", "step")]])
     return table(["masked", "forward", "forward and backward"], lines)
 
 
