@@ -64,8 +64,14 @@ def _public_bases(app, name, obj, options, bases):
     bases[:] = [base for base in bases if not base.__module__.startswith("maskfuse.")] or [object]
 
 
+def _own_members(app, what, name, obj, skip, options):
+    """A layer's `plain` and `masked` are classes that have entries of their own."""
+    return True if what == "class" and isinstance(obj, type) and name in ("compact", "hardened", "masked", "plain") else skip
+
+
 def setup(app):
     """Called by Sphinx."""
     app.connect("autodoc-process-docstring", _before_napoleon, priority=100)
     app.connect("autodoc-process-docstring", _after_napoleon, priority=900)
     app.connect("autodoc-process-bases", _public_bases)
+    app.connect("autodoc-skip-member", _own_members)
