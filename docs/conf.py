@@ -13,7 +13,7 @@ author = "the maskfuse authors"
 copyright = author
 release = maskfuse.build_info()["version"]
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "measured", "diagram"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "commands", "diagram", "measured"]
 myst_enable_extensions = ["colon_fence", "deflist", "fieldlist"]
 myst_heading_anchors = 3
 # `Mask` in a docstring is code, as it is on a Markdown page.

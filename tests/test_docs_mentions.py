@@ -28,7 +28,7 @@ def braced(text: str) -> list[str]:
 def paths(text: str) -> list[str]:
     """What looks like a path among backticked words, with commands' arguments."""
     words = [word for code in re.findall(r"`([^`\n]+)`", text) for word in code.split()]
-    words = [path for word in words for path in braced(word.rstrip(",;:.)"))]
+    words = [path for word in words for path in braced(word.replace("...", "*").rstrip(",;:.)"))]
     return [word for word in words if word.split("/")[0] in TOP and not MADE.search(word) and re.search(r"[/.]", word)]
 
 
