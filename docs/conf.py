@@ -13,7 +13,15 @@ author = "the maskfuse authors"
 copyright = author
 release = maskfuse.build_info()["version"]
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "commands", "diagram", "measured"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "commands",
+    "diagram",
+    "measured",
+]
 myst_enable_extensions = ["colon_fence", "deflist", "fieldlist"]
 myst_heading_anchors = 3
 # `Mask` in a docstring is code, as it is on a Markdown page.
@@ -66,7 +74,11 @@ def _public_bases(app, name, obj, options, bases):
 
 def _own_members(app, what, name, obj, skip, options):
     """A layer's `plain` and `masked` are classes that have entries of their own."""
-    return True if what == "class" and isinstance(obj, type) and name in ("compact", "hardened", "masked", "plain") else skip
+    return (
+        True
+        if what == "class" and isinstance(obj, type) and name in ("compact", "hardened", "masked", "plain")
+        else skip
+    )
 
 
 def setup(app):

@@ -67,8 +67,11 @@ def test_links_within_the_repository_lead_somewhere(page):
 @PAGES
 def test_targets_of_make_exist(page):
     known = set(re.findall(r"^([a-z][\w-]*):", (docs_pages.ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = re.findall(r"(?:`|^|&& )make ((?:[a-z][\w-]* ?)+)", page.read_text(), re.MULTILINE)
-    assert {target for targets in named for target in targets.split()} <= known
+    blocks = re.findall(r"^```(?:sh|console)?\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+    named = re.findall(r"`(?:\w+=\S+ )*make ([^`\n]+)`", docs_pages.prose(page))
+    named += [line for block in blocks for line in re.findall(r"^(?:\$ )?make ([^#\n]+)", block, re.MULTILINE)]
+    words = {word for targets in named for word in targets.split() if "=" not in word}
+    assert words <= known
 
 
 def help_of(capsys, *command: str) -> str:

@@ -51,9 +51,9 @@ def pick(rows: Rows, **wanted: object) -> Rows:
     return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
 
 
-def _linear(result: dict, section: str, columns: str = "batch") -> list[str]:
+def _linear(result: dict, section: str) -> list[str]:
     rows = pick(result["rows"], section=section, mask="random")
-    batches = sorted(distinct(rows, lambda row: row[columns]))
+    batches = sorted(distinct(rows, lambda row: row["batch"]))
     lines = [
         [share, *[spread([row for row in pick(rows, batch=batch) if masked(row) == share]) for batch in batches]]
         for share in sorted(distinct(rows, masked), key=lambda share: float(share[:-1]))
@@ -85,6 +85,18 @@ def linear_bfloat16(result: dict) -> list[str]:
     return _linear(result, "grid")
 
 
+@of("masked_linear_bfloat16")
+def linear_bfloat16_packed(result: dict) -> list[str]:
+    """Packed layers in bfloat16."""
+    return _linear(result, "packed")
+
+
+@of("masked_linear_bfloat16")
+def linear_bfloat16_structures(result: dict) -> list[str]:
+    """What structure brings in bfloat16."""
+    return _structures(result)
+
+
 @of("masked_linear")
 def linear_break_even(result: dict) -> list[str]:
     """From which masked share on every shape is at least as fast as dense."""
@@ -102,6 +114,10 @@ def linear_break_even(result: dict) -> list[str]:
 @of("masked_linear")
 def linear_structures(result: dict) -> list[str]:
     """What structure brings, beside unstructured masks of about the same density."""
+    return _structures(result)
+
+
+def _structures(result: dict) -> list[str]:
     rows = [row for row in result["rows"] if row["batch"] == 512]
     names = distinct(pick(rows, section="structure"), lambda row: row["mask"])
     lines = [
@@ -153,6 +169,14 @@ def memory(result: dict) -> list[str]:
     return table(["layers", "masked", "peak, MiB"], lines)
 
 
+@of("memory")
+def memory_shares(result: dict) -> list[str]:
+    """Bytes of parameter, gradient and optimizer state as a share of a dense layer's."""
+    rows = pick(result["rows"], storage="compact")
+    lines = [[r["layer"], f"{r['masked']:.0%}", f"{r['share']:.2f}", f"{r['with mask']:.2f}"] for r in rows]
+    return table(["compact layer", "masked", "share of dense", "with bits and plan"], lines)
+
+
 @of("models")
 def resnet(result: dict) -> list[str]:
     """ResNet-18."""
@@ -198,3 +222,15 @@ def gpu(result: dict) -> list[str]:
         for other, ratio in row["ratios"].items()
     ]
     return table(["case", "ms", "against", "ratio"], lines)
+
+
+@of("nvidia-h100-80gb-hbm3")
+def gpu_checks(result: dict) -> list[str]:
+    """Tests and compute-sanitizer on a GPU."""
+    tests = result["tests"]
+    counts = [f"{tests[key]} {key}" for key in ("passed", "failed", "skipped", "unended") if tests[key]]
+    lines = [["tests", f"{tests['status']}: {', '.join(counts)}"]]
+    for run in result["sanitizer"]["runs"]:
+        found = [f"{run[key]} {key}" for key in ("cases", "errors") if key in run]
+        lines.append([run["tool"], ": ".join(filter(None, [run["status"], ", ".join(found)]))])
+    return table(["", f"at commit {result['commit']}"], lines)
