@@ -20,9 +20,10 @@ extensions = [
     "sphinx.ext.viewcode",
     "commands",
     "diagram",
+    "kernels",
     "measured",
 ]
-myst_enable_extensions = ["colon_fence", "deflist", "fieldlist"]
+myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
 # `Mask` in a docstring is code, as it is on a Markdown page.
 default_role = "literal"

@@ -22,8 +22,8 @@ def of(file: str) -> Callable[[Table], Table]:
 
 
 def table(head: list[str], rows: Iterable[list[str]]) -> list[str]:
-    """Lines of a Markdown table, of which all columns but the first are numbers."""
-    rule = ["---", *["---:"] * (len(head) - 1)]
+    """Lines of a Markdown table."""
+    rule = ["---"] * len(head)
     return ["| " + " | ".join(row) + " |" for row in (head, rule, *rows)]
 
 
