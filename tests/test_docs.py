@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import doctest
 import importlib.util
+import inspect
 import io
 import os
 import subprocess
@@ -17,10 +18,7 @@ import pytest
 import torch
 
 HAS_SPHINX = all(importlib.util.find_spec(name) for name in ("sphinx", "myst_parser", "furo"))
-MODULES = [
-    maskfuse,
-    *(getattr(maskfuse, name) for name in ("nn", "functional", "optim", "schedule", "distributed", "reference")),
-]
+MODULES = [maskfuse, *filter(inspect.ismodule, (getattr(maskfuse, name) for name in maskfuse.__all__))]
 
 
 def run(block: docs_pages.Block, page: str, namespace: dict) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
 
 import docs_pages
@@ -12,6 +13,7 @@ pytestmark = pytest.mark.skipif(not docs_pages.pages(), reason="the pages are no
 PAGES = pytest.mark.parametrize("page", docs_pages.pages(), ids=docs_pages.name)
 # A path begins with a folder at the top of the tree, or is a file there.
 TOP = {path.name for path in docs_pages.ROOT.iterdir() if not path.name.startswith(".")} - {"build", "dist", "out"}
+SOURCES = ("csrc", "python", "tests", "bench", "examples", "docs")
 MADE = re.compile(r"(build|dist|out)/|\.so$")
 
 
@@ -32,18 +34,25 @@ def paths(text: str) -> list[str]:
     return [word for word in words if word.split("/")[0] in TOP and not MADE.search(word) and re.search(r"[/.]", word)]
 
 
+def file_names(text: str) -> list[str]:
+    """Sources that are named without a folder, or by the end of their name alone."""
+    words = [path for code in re.findall(r"`([^`\n ]+)`", text) for path in braced(code.replace("...", "*"))]
+    return [word for word in words if re.fullmatch(r"[\w*-]+\.(py|h|cpp|cu|sh|toml)", word)]
+
+
 @PAGES
 def test_files_exist(page):
-    missing = [path for path in paths(page.read_text()) if not list(docs_pages.ROOT.glob(path.rstrip("/")))]
+    text = page.read_text()
+    missing = [path for path in paths(text) if not list(docs_pages.ROOT.glob(path.rstrip("/")))]
+    sources = {path.name for folder in SOURCES for path in (docs_pages.ROOT / folder).rglob("*.*")} | TOP
+    missing += [name for name in file_names(text) if not fnmatch.filter(sources, f"*{name}")]
     assert not missing
 
 
 def test_a_file_that_is_not_there_is_found_missing():
-    assert paths("`python bench/no_such.py --quick` and `csrc/cpu/{mask,isa}.cpp`, `F.linear`") == [
-        "bench/no_such.py",
-        "csrc/cpu/mask.cpp",
-        "csrc/cpu/isa.cpp",
-    ]
+    text = "`python bench/no_such.py --quick` and `csrc/cpu/{mask,isa}.cpp`, `F.linear`, `_no_such.h`, `ptx_*.h`"
+    assert paths(text) == ["bench/no_such.py", "csrc/cpu/mask.cpp", "csrc/cpu/isa.cpp"]
+    assert file_names(text) == ["_no_such.h", "ptx_*.h"]
 
 
 def anchors(page) -> set[str]:
