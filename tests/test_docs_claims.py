@@ -11,6 +11,7 @@ import docs_pages
 import pytest
 
 RESULTS = docs_pages.ROOT / "bench/results"
+HALVES = "half of inputs and outputs"
 pytestmark = pytest.mark.skipif(not docs_pages.pages(), reason="the pages are not here")
 
 
@@ -84,7 +85,6 @@ CLAIMS = {
         < 1
     ),
 }
-HALVES = "half of inputs and outputs"
 
 
 @pytest.mark.parametrize("sentence", CLAIMS)
