@@ -1,6 +1,7 @@
 """How Sphinx builds these pages: `make docs`."""
 
 import sys
+import typing
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -82,9 +83,18 @@ def _own_members(app, what, name, obj, skip, options):
     )
 
 
+def _results(app, docname, source):
+    """Entries of what functions return, wherever it is defined."""
+    if docname == "api/results":
+        for function in (maskfuse.explain, maskfuse.report, maskfuse.self_test):
+            result = typing.get_type_hints(function)["return"]
+            source[0] += f"\n```{{eval-rst}}\n.. autoclass:: {result.__module__}.{result.__qualname__}\n```\n"
+
+
 def setup(app):
     """Called by Sphinx."""
     app.connect("autodoc-process-docstring", _before_napoleon, priority=100)
     app.connect("autodoc-process-docstring", _after_napoleon, priority=900)
     app.connect("autodoc-process-bases", _public_bases)
     app.connect("autodoc-skip-member", _own_members)
+    app.connect("source-read", _results)

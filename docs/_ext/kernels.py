@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+
+import maskfuse
 from figures import table
-from maskfuse.info import _KERNELS
 from sphinx.util.docutils import SphinxDirective
 
 
@@ -12,7 +14,8 @@ class Kernels(SphinxDirective):
 
     def run(self):
         """The table as nodes."""
-        rows = [[f"`{name}`", what] for name, what in _KERNELS.items()]
+        kernels = sys.modules[maskfuse.explain.__module__]._KERNELS
+        rows = [[f"`{name}`", what] for name, what in kernels.items()]
         return self.parse_text_to_nodes("\n".join(table(["kernel", "what it does"], rows)))
 
 
