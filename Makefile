@@ -5,6 +5,7 @@
 #   make bench    benchmarks against torch; JSON under bench/results/
 #   make gpu      on a machine with a GPU: CUDA tests, compute-sanitizer and benchmarks; JSON under bench/results/
 #   make wheel    dist/*.whl with the CUDA library where nvcc is found
+#   make docs     these pages as HTML, in build/docs/
 #   make simt       the CUDA kernels as C++, for tests on the host
 #   make lint format sanitize wheel-matrix clean
 
@@ -19,7 +20,7 @@ SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.h' -o -name '*.cpp
 TOOLS := $(VENV)/.tools
 BUILT := $(VENV)/.built-$(MASKFUSE_CUDA)
 
-.PHONY: demo test bench gpu simt wheel wheel-matrix lint format sanitize build clean
+.PHONY: demo test bench gpu docs simt wheel wheel-matrix lint format sanitize build clean
 
 demo: build
 	$(BIN)/python -m maskfuse demo
@@ -38,6 +39,10 @@ bench: build
 # With the machine's own Python and torch: the wheel was built elsewhere, and there may be no package index here.
 gpu:
 	$(PYTHON) bench/gpu.py
+
+# API entries come from docstrings, figures from bench/results/*.json.
+docs: build
+	$(BIN)/python -m sphinx -W --keep-going -n -q -b html docs build/docs
 
 # In place, and found from the environment's Python.
 build: $(BUILT)
