@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._checks import check_module
 from .._sharded import is_sharded
-from ..info import Explanation, checked_batch, explain
+from ..explain import Explanation, checked_batch, explain
 from ..mask import Mask
 from ..nn import Bypass, ChannelGate, CompactLinear, CompactSequential
 from ..nn._compact import CompactLayer
@@ -53,8 +54,7 @@ def report(model: nn.Module, example_inputs: Any = None, *, batch: int | None = 
         TypeError: `model` is no module, or `batch` no integer.
         ValueError: `batch` is negative, or given beside `example_inputs`. And whatever the model raises for its inputs.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    check_module(model)
     if batch is not None and example_inputs is not None:
         raise ValueError(f"batch must not be given beside example_inputs, whose sizes are used; got {batch}")
     if batch is not None:

@@ -16,9 +16,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class Report:
-    """What `maskfuse.report` found: `layers` (rows), `mentions`, `totals` and `notes`.
+    """What `maskfuse.report` found.
 
     `print(report)` is a plain table; `rich.print(report)`, or a rich console's `print`, a coloured one.
+
+    Attributes:
+        model: the type's name.
+        layers: a row a layer.
+        mentions: modules that choose what is computed, in no row.
+        totals: sums over all layers: weights, bytes, operations.
+        notes: what a reader should know of the numbers.
     """
 
     model: str
@@ -49,7 +56,11 @@ class Report:
         }
 
     def to_json(self, indent: int | None = 2) -> str:
-        """`as_dict()` as text."""
+        """The JSON text of `as_dict()`.
+
+        Args:
+            indent: spaces a level; None for a single line.
+        """
         return json.dumps(self.as_dict(), indent=indent)
 
     def plot(self, path: str | Path | None = None) -> Figure:

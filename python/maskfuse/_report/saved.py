@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .._compressed_file import FORMAT, BadFile, read
 from .._saved_state import Saved
-from ..info import Explanation, explain
+from ..explain import Explanation, explain
 from ..mask import Mask
 from .report import Report
 from .rows import Bytes, Call, LayerReport, dtype_name, nbytes, plan_bytes, shares, structure_of, totals

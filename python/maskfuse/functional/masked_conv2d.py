@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import ops, reference
+from .._mask.bits import packed_bits
 from ..backends import choose, extend, trusted
-from ..mask import Mask, packed_bits
+from ..mask import Mask
 from ..ops.masked_conv2d import output_size
 from . import _backends, _channel_masks, _check
 from ._conv import Geometry, Pair, check_weight, convolve
@@ -189,7 +190,7 @@ def masked_conv2d(
             and given a gradient where it asks for one. A `Mask` saves packing the bits in every call, and brings the
             index without which a masked weight costs what an unmasked one does. Of a tensor on CUDA only integers are
             looked at, to refuse others than 0 and 1: that waits for the device, and cannot be captured in a graph.
-        bias: `[out]` or None.
+        bias: `[out]`, the input's dtype and device, or None.
         stride, padding, dilation: one integer, or those of height and width; `padding` may be `"same"` or `"valid"`.
         groups: parts that input and output channels are cut into.
         channels: bool `[batch, in]`, or `[in]` for all images alike (and without `batch`): what is false takes no part.

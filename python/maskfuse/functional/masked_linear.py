@@ -109,7 +109,7 @@ def masked_linear(
             and given a gradient where it asks for one. A `Mask` saves packing the bits in every call, and on CUDA the
             blocks that it knows to be empty. Of a tensor on CUDA only integers are looked at, to refuse others than 0
             and 1: that waits for the device, and cannot be captured in a graph.
-        bias: `[out]` or None.
+        bias: `[out]`, the input's dtype and device, or None.
         channels: bool of the input's shape, or `[in]` for all rows alike: what is false takes no part.
 
     Returns:

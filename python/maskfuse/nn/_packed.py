@@ -74,7 +74,14 @@ class PackedLayer(LayerWithMask):
         return sum(t.numel() * t.element_size() for t in self._packed)
 
     def train(self, mode: bool = True) -> Self:
-        """Sets the mode, as `nn.Module.train` does; training drops the packed weight."""
+        """Sets the mode, as `nn.Module.train` does, and returns itself; training drops the packed weight.
+
+        Args:
+            mode: True for training, False for eval mode.
+
+        Raises:
+            ValueError: `mode` is no bool.
+        """
         if mode:
             self.unpack()
         return super().train(mode)

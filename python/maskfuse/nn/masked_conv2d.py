@@ -31,6 +31,12 @@ class MaskedConv2d(MaskedLayer, nn.Conv2d):
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype: as
             in `nn.Conv2d`.
         mask: `Mask`, bool or 0/1 integer tensor of the weight's shape; None masks nothing.
+
+    Raises:
+        TypeError: `mask` is floating, or neither a `Mask` nor a tensor.
+        ValueError: `mask` has another shape than the weight, or integers other than 0 and 1; options that `nn.Conv2d`
+            refuses.
+        RuntimeError: sizes that `nn.Conv2d` refuses.
     """
 
     plain = nn.Conv2d
@@ -51,17 +57,7 @@ class MaskedConv2d(MaskedLayer, nn.Conv2d):
         mask: Mask | Tensor | None = None,
     ) -> None:
         super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            padding_mode,
-            device=device,
-            dtype=dtype,
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
         )
         self._set_up(mask)
 
@@ -87,8 +83,16 @@ class MaskedConv2d(MaskedLayer, nn.Conv2d):
         """`input` `[batch, in_channels, height, width]`, or without `batch`; see `maskfuse.masked_conv2d`.
 
         Args:
-            input: the images.
+            input: `[batch, in_channels, height, width]`, or without `batch`, the weight's dtype and device.
             channels: bool `[batch, in_channels]` or `[in_channels]`: input channels that take part, or None for all.
+
+        Returns:
+            `[batch, out_channels, out_height, out_width]`, or without `batch`, the input's dtype.
+
+        Raises:
+            TypeError: a dtype that no kernel takes, or another one than the weight's.
+            ValueError: a shape or device that does not fit.
+            RuntimeError: the backend asked for cannot run on the input's device.
         """
         return self._conv_forward(input, self.weight, self.bias, channels)
 
