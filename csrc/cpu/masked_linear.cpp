@@ -70,8 +70,7 @@ bool splits_batch(const MaskedGemm& g, const Sizes& sizes, int threads) {
          round_up(blocks, threads) * 8 <= blocks * 9;
 }
 
-void schedule_accumulate_batch(Schedule& s, const MaskedGemm& g, const MaskedLinearKernels& table, const Sizes& sizes,
-                               int threads) {
+void schedule_accumulate_batch(Schedule& s, const MaskedGemm& g, const MaskedLinearKernels& table, const Sizes& sizes) {
   s.panel = g.plan->header->panel;
   if (!(g.packed && g.packed->ordered)) {
     s.first_task = table.values[g.pass == Pass::input_grad][(int)g.dtype];
@@ -85,7 +84,7 @@ void schedule_accumulate_batch(Schedule& s, const MaskedGemm& g, const MaskedLin
 
 void schedule_accumulate(Schedule& s, const MaskedGemm& g, const MaskedLinearKernels& table, int threads) {
   const Sizes sizes(g, table);
-  if (splits_batch(g, sizes, threads)) return schedule_accumulate_batch(s, g, table, sizes, threads);
+  if (splits_batch(g, sizes, threads)) return schedule_accumulate_batch(s, g, table, sizes);
   s.task = table.accumulate[g.pass == Pass::input_grad][(int)g.dtype][mask_index(g)];
   s.first_task = table.lanes[(int)g.dtype];
   s.panel = g.plan ? g.plan->header->panel : dense_panel(kDensePanel, g.n, g.k, threads);

@@ -66,11 +66,6 @@ struct Plan {
 // Reads a plan's header. False where the bytes are no plan for rows x columns.
 bool plan_open(const void* bytes, int64_t size, int64_t rows, int64_t columns, Plan* plan);
 
-// Writes the transposed bits, [columns / taps][mask_words(rows * taps)], where `taps` neighbouring columns stay
-// together: rows [begin, end) of the result, in steps of 32.
-void mask_transpose(const uint32_t* bits, int64_t rows, int64_t columns, int64_t taps, uint32_t* to, int64_t begin,
-                    int64_t end);
-
 // Builds a plan in two steps, both cut by panel so that threads share the work; `layout` between them says how
 // large the plan is and where each panel goes.
 class PlanBuilder {

@@ -50,7 +50,7 @@ void run(const MaskedGemm& g, Isa isa, int threads) {
 }
 
 // The index of bits [rows, words(columns)], as bytes.
-py::array_t<uint8_t> mask_plan(py::array_t<uint32_t, py::array::c_style> bits, int64_t columns) {
+py::array_t<uint8_t> mask_plan(const py::array_t<uint32_t, py::array::c_style>& bits, int64_t columns) {
   if (bits.ndim() != 2 || bits.shape(1) != mask_words(columns))
     throw py::value_error("bits must have shape [rows, ceil(columns / 32)]");
   int64_t active = 0;
@@ -67,7 +67,7 @@ template <class T>
 using Array = py::array_t<T, py::array::c_style>;
 
 template <class T>
-Array<T> masked_gemm(const std::string& pass, Array<T> a, Array<T> b, std::optional<Array<uint32_t>> bits,
+Array<T> masked_gemm(const std::string& pass, const Array<T>& a, const Array<T>& b, std::optional<Array<uint32_t>> bits,
                      std::optional<Array<T>> factor, std::optional<Array<uint8_t>> plan, const std::string& isa,
                      int threads) {
   if (a.ndim() != 2 || b.ndim() != 2) throw py::value_error("a and b must be matrices");
