@@ -114,7 +114,7 @@ def convolutions(result: dict, source: str) -> list[str]:
 def channels(result: dict, source: str) -> list[str]:
     rows: dict[tuple, dict[str, str]] = {}
     for r in result["rows"]:
-        against = next(key for key in ("vs clone", "vs x[b][:, c]", "vs x[:, c]", "vs where") if r.get(key))
+        against = next(key for key in ("vs clone", "vs x[b][:, c]", "vs torch.gather", "vs x[:, c]") if r.get(key))
         index = f", {r['vs x[:, c]']:.2f}" if r["section"] == "gather" else ""
         key = (r["section"], r["shape"], f"{r['layout']}, {r['order']}", against.removeprefix("vs "))
         rows.setdefault(key, {})[r["source"]] = f"{r[against]:.2f}{index} ({r['GB/s']:.0f} GB/s)"
