@@ -129,24 +129,18 @@ def main() -> int:
     columns |= {name: ".2f" for name in ("vs clone", "vs x[:, c]", "vs x[b][:, c]", "vs torch.gather")}
     columns |= {"GB/s": ".1f", "spread": ".0%"}
     timing.table(f"channels, float32, {options.threads} threads (ratios: above 1 is faster)", rows, columns)
-    lines = [
-        {
-            "what": ", ".join(
-                [row["section"], row["shape"], row["order"], f"from {row['source']}", AGAINST[row["section"]]]
-            ),
-            "measured": row[AGAINST[row["section"]]],
-            "bound": LEAST[row["section"]],
-            "met": row[AGAINST[row["section"]]] >= LEAST[row["section"]],
-        }
+    checked = [
+        (
+            ", ".join([row["section"], row["shape"], row["order"], f"from {row['source']}", AGAINST[row["section"]]]),
+            row[AGAINST[row["section"]]],
+            LEAST[row["section"]],
+        )
         for row in rows
         if row["targeted"]
     ]
+    lines = timing.verdicts(checked)
     path = timing.write("channel_gather", rows, options.output, dtype="float32", targets=lines)
-    for line in lines:
-        verdict = "met   " if line["met"] else "MISSED"
-        print(f"{verdict} {line['measured']:7.2f} >= {line['bound']:.2f}  {line['what']}")
-    print(f"{sum(line['met'] for line in lines)} of {len(lines)} targets met; written to {path}")
-    return int(options.check and not all(line["met"] for line in lines))
+    return timing.report(lines, path, options.check)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """masked_linear on the CPU against torch and its peers: every target of a masked linear layer, in one run.
 
-    grid        forward, shapes x batches x densities: plain F.linear, F.linear(x, w * m), and torch's product of a CSR weight
+    grid        forward, shapes x batches x densities: plain F.linear, F.linear(x, w * m), torch's product by CSR weight
     step        forward and backward at batch 512, random masks and structured ones
     packed      forward of a packed layer at batch 1, 8 and 512
     structure   forward with channel masks (half of inputs and outputs), 2 of 4 and block masks (16 x 16)

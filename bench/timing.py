@@ -24,8 +24,8 @@ import maskfuse
 import torch
 from maskfuse import _timing
 from maskfuse._timing import Timing, ratio
-
-RESULTS = Path(__file__).resolve().parent / "results"
+from processor import last_cache, processor
+from records import RESULTS, ROOT
 
 __all__ = [
     "Timing",
@@ -84,7 +84,7 @@ def compare(
 
 
 def measured(times: Mapping[str, Timing], unit: str = "ms") -> dict[str, float]:
-    """Medians in ms (or us) of every contender, how many times faster than each of the others maskfuse is, and its spread."""
+    """Medians in ms (or us) of every contender, how many times faster maskfuse is than each other, and its spread."""
     ours, found = times["maskfuse"], {}
     for name, timed in times.items():
         found[f"{name} {unit}"] = timed.median * {"ms": 1e3, "us": 1e6}[unit]
@@ -114,35 +114,12 @@ def _keep_freed_memory() -> None:
         mallopt(mmap_threshold, 2**25)
 
 
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []
-
-
-def last_cache() -> int:
-    """Bytes of the last-level cache, 0 where the system does not say."""
-    sizes = [_lines(f"/sys/devices/system/cpu/cpu0/cache/index{index}/size") for index in range(4)]
-    return max((int(size[0].removesuffix("K")) << 10 for size in sizes if size and size[0].endswith("K")), default=0)
-
-
 def machine() -> dict:
     """What a figure depends on: processor, caches, versions, commit, threads, load."""
-    model = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "")
-    caches = {}
-    for index in range(4):
-        base = f"/sys/devices/system/cpu/cpu0/cache/index{index}/"
-        level, kind, size = (_lines(base + name) for name in ("level", "type", "size"))
-        if level and kind and size and kind[0] != "Instruction":
-            caches[f"L{level[0]}"] = size[0]
-    root = Path(__file__).resolve().parent
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True)
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
     info = maskfuse.build_info()
     return {
-        "processor": model or platform.processor(),
-        "processors": os.cpu_count(),
-        "caches": caches,
+        **processor(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
