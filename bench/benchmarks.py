@@ -1,16 +1,18 @@
-"""What `bench/run.py` runs: one line a benchmark. A name is also that of its JSON file."""
+"""What `bench/run.py` runs: one line a benchmark. A name is also that of its JSON file.
+
+This process has OMP_PROC_BIND unset, unlike `timing`'s: what it starts would else inherit a single core.
+"""
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from records import ROOT
 
 PEERS = ROOT / ".venv-peers/bin/python"  # bench/peers_masked_linear.py says how it is made
@@ -67,19 +69,13 @@ def _no_raw() -> str:
     return "" if list(RAW.glob("maskfuse_raw*")) else "maskfuse_raw is not built: make build/cmake/release/.raw"
 
 
-@functools.lru_cache
-def _asked_torch(expression: str) -> bool:
-    """In a process of its own: this one must not be bound to a core by torch's threads."""
-    code = f"import torch, torch.distributed; raise SystemExit(not ({expression}))"
-    return subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
-
-
 def _no_gpu() -> str:
-    return "" if _asked_torch("torch.cuda.is_available()") else "torch sees no GPU here"
+    return "" if torch.cuda.is_available() else "torch sees no GPU here"
 
 
 def _no_gloo() -> str:
-    return "" if _asked_torch("torch.distributed.is_gloo_available()") else "torch was built without gloo"
+    there = torch.distributed.is_available() and torch.distributed.is_gloo_available()
+    return "" if there else "torch was built without gloo"
 
 
 LINEAR = "bench_masked_linear.py"

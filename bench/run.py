@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import BENCHMARKS, Benchmark
-from processor import processor
+from maskfuse._processor import processor
 from records import RESULTS, ROOT, load, machine_of, on_gpu
 
 QUICK_FOLDER = ROOT / "build/bench"

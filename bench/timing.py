@@ -23,8 +23,8 @@ os.environ.setdefault("OMP_PLACES", "cores")
 import maskfuse
 import torch
 from maskfuse import _timing
+from maskfuse._processor import last_cache, processor
 from maskfuse._timing import Timing, ratio
-from processor import last_cache, processor
 from records import RESULTS, ROOT
 
 __all__ = [

@@ -1,10 +1,11 @@
-"""This machine's processor, as Linux describes it. Does not import torch, which may bind a thread to a core."""
+"""This machine's processor, as Linux describes it."""
 
 from __future__ import annotations
 
 import os
 import platform
 from pathlib import Path
+from typing import Any
 
 
 def _lines(path: str) -> list[str]:
@@ -14,7 +15,7 @@ def _lines(path: str) -> list[str]:
         return []
 
 
-def processor() -> dict:
+def processor() -> dict[str, Any]:
     """Model, number of processors, and the sizes of its data caches."""
     model = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "")
     caches = {}
