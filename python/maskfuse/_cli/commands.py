@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import warnings
 
 from .._report.report import Report
 from .._report.saved import report_file
@@ -20,7 +21,9 @@ def self_test(arguments: argparse.Namespace) -> int:
 
 def report(arguments: argparse.Namespace) -> int:
     """Of a saved state dict."""
-    found = report_file(arguments.file, arguments.batch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch's on how a pickle was written
+        found = report_file(arguments.file, arguments.batch)
     if arguments.plot is not None:
         found.plot(arguments.plot)
     if arguments.json:
