@@ -102,10 +102,13 @@ def test_json_of_a_report(run, saved):
 def test_bench(run, tmp_path):
     path = tmp_path / "figures.json"
     before, state = torch.get_num_threads(), torch.random.get_rng_state()
+    torch.set_num_threads(2)
     status, out, err = run("bench", "--quick", "--threads", "1", "--json", "--output", path)
+    after = torch.get_num_threads()
+    torch.set_num_threads(before)
     found = json.loads(out)
     assert status == 0 and not err and json.loads(path.read_text()) == found
-    assert torch.get_num_threads() == before and torch.equal(torch.random.get_rng_state(), state)
+    assert after == 2 and torch.equal(torch.random.get_rng_state(), state)
     assert (found["device"], found["threads"], found["dtype"], found["quick"]) == ("cpu", 1, "float32", True)
     assert {row["op"] for row in found["rows"]} == {"masked_linear", "masked_linear, step", "packed", "masked_conv2d"}
     for row in found["rows"]:
