@@ -37,7 +37,8 @@ def texts(folder: Path, root: Path = ROOT) -> dict[Path, str]:
     own = folder == RESULTS
     at = root / "bench/RESULTS.md" if own else folder / "RESULTS.md"
     shown = [(f"results/{name}" if own else name, what) for name, (what, *_) in plots.pictures(results).items()]
-    found = {at: page(results, shown)}
+    others = sorted(str(path.relative_to(at.parent)) for path in folder.glob("*/RESULTS.md")) if own else []
+    found = {at: page(results, shown, others)}
     if own:
         readme = root / "README.md"
         found[readme] = with_block(readme.read_text(), summary(results))

@@ -41,7 +41,8 @@ def date_of(result: dict) -> str:
 def conditions(result: dict) -> str:
     """Threads, instruction set and torch of a result on a processor."""
     info = result["machine"]
-    return f"{info['threads']} threads, {info['cpu_level']}, torch {info['torch']}, {result.get('dtype', 'float32')}"
+    threads = f"{info['threads']} thread{'s' if info['threads'] != 1 else ''}"
+    return f"{threads}, {info['cpu_level']}, torch {info['torch']}, {result.get('dtype', 'float32')}"
 
 
 def source(result: dict, label: str = "") -> str:

@@ -45,17 +45,19 @@ def _yardsticks(results: dict[str, dict]) -> list[str]:
     if "yardsticks" not in results:
         return []
     peaks = results["yardsticks"]["peaks"]
-    listed = ", ".join(f"{name} {value:.4g}" for name, value in peaks.items())
-    return ["", *wrapped(f"{source(results['yardsticks'])}. {listed}.")]
+    named = [(*name.rsplit(", ", 1), value) for name, value in peaks.items()]
+    listed = ", ".join(f"{what}: {value:.4g} {unit}" for what, unit, value in named)
+    return ["", *wrapped(f"{source(results['yardsticks'])}. {listed[0].upper()}{listed[1:]}.")]
 
 
-def page(results: dict[str, dict], plots: list[tuple[str, str]]) -> str:
-    """Markdown of all results of a folder; `plots` are paths from the page on, and what they show."""
+def page(results: dict[str, dict], plots: list[tuple[str, str]], others: list[str]) -> str:
+    """Markdown of all results of a folder; `plots` are paths from the page on, and what they show, `others` those of
+    other machines' pages."""
     labels = machines(results)
     lines = [
         "# Results",
         "",
-        "<!-- `python bench/readme.py` writes this file from bench/results/*.json. -->",
+        "<!-- `python bench/readme.py` writes this file from JSON files. -->",
         "",
         *wrapped(
             "Ratios above 1 mean that maskfuse is faster, below 1 that it is slower. Contenders take turns, in rounds; "
@@ -65,8 +67,9 @@ def page(results: dict[str, dict], plots: list[tuple[str, str]]) -> str:
     ]
     for machine, label in labels.items():
         names = ", ".join(f"`{name}`" for name, result in results.items() if machine_of(result) == machine)
-        first, *others = wrapped(f"- {label} = {machine}: {names}")
-        lines += [first, *[f"  {line}" for line in others]]
+        first, *rest = wrapped(f"- {label} = {machine}: {names}")
+        lines += [first, *[f"  {line}" for line in rest]]
+    lines += ["", f"Other machines: {', '.join(f'[{path}]({path})' for path in others)}."] if others else []
     lines += _yardsticks(results)
     for path, what in plots:
         lines += ["", f"![{what}]({path})"]
@@ -80,7 +83,7 @@ def page(results: dict[str, dict], plots: list[tuple[str, str]]) -> str:
         absent = {peer: why for peer, why in result.get("peers", {}).items() if why}
         if absent:
             lines += ["", *wrapped(f"Not among them: {'; '.join(f'{peer} ({why})' for peer, why in absent.items())}.")]
-    for name, result in results.items():
+    for name, result in sorted(results.items(), key=lambda item: not item[1].get("whole")):
         if on_gpu(result):
             title = "On a GPU" if result["whole"] else "On a GPU, rows alone"
             lines += ["", f"## {title}: `{name}`", ""]

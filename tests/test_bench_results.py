@@ -71,6 +71,7 @@ def test_readme_block(readme, tmp_path):
     assert readme.differences(readme.RESULTS, tmp_path) == ["README.md"]
     block = text[text.index(readme.START) : text.index(readme.END)].splitlines()[1:]
     assert len(block) <= 25
+    assert readme.page(readme.load(readme.RESULTS), [], ["results/x/RESULTS.md"]).count("(results/x/RESULTS.md)") == 1
     for line in block[block.index("| --- | --- | --- | --- | --- | --- |") + 1 :]:
         assert "`python bench/" in line and "`, 20" in line  # its command and its date
     with pytest.raises(SystemExit, match=r"README\.md has no"):
