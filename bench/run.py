@@ -91,8 +91,9 @@ def shown(count: int) -> Iterator:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
+    quiet = {"disable": not console.is_terminal, "redirect_stdout": sys.stdout.isatty()}
     columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, transient=True, **quiet) as bar:
         task = bar.add_task("", total=count)
         yield lambda name, done: bar.update(task, description=name, completed=done)
 

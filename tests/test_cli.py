@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 
@@ -118,7 +119,8 @@ def test_bench(run, tmp_path):
             assert 0 < low <= row[f"vs {name}"] <= high
 
 
-def test_the_table_of_bench(run, monkeypatch):
+@pytest.fixture
+def measured_bench():
     rows = [
         {"op": "masked_linear", "shape": "4x4", "mask": name, "density": 0.5}
         | {f"{contender} ms": 2.0 for contender in ("dense", "w*m", "maskfuse")}
@@ -127,13 +129,38 @@ def test_the_table_of_bench(run, monkeypatch):
         for name, ratio in (("one", 0.75), ("two", 1.5))
     ]
     about = {"version": "1", "torch": "2", "device": "cpu", "processor": "a processor", "cpu_level": "avx2"}
-    result = {**about, "threads": 3, "dtype": "float32", "rows": rows}
-    monkeypatch.setattr("maskfuse._bench.run.measure", lambda *arguments: result)
+    return {**about, "threads": 3, "dtype": "float32", "rows": rows}
+
+
+def test_the_table_of_bench(run, measured_bench, monkeypatch):
+    monkeypatch.setattr("maskfuse._bench.run.measure", lambda *arguments: measured_bench)
     status, out, _ = run("bench")
     lines = out.splitlines()
     assert status == 0 and lines[0] == "maskfuse 1, torch 2, a processor, avx2, 3 threads, float32"
-    assert lines[3].split("  ")[-2:] == ["0.75 (0.50 to 4.00)", "3.00 (0.50 to 4.00)"]
+    assert lines[4] == "masked_linear, 4x4" and max(map(len, lines[1:])) <= 80
+    assert lines[5].split() == ["one", "2.000", "2.000", "2.000", "0.75", "0.50", "to", "4.00", "3.00"]
+    assert len(lines[5]) == len(lines[2]) and lines[6].split()[:1] == ["two"]
     assert "than dense in 1 of 2 cases" in out
+
+
+def test_the_table_of_bench_in_a_terminal(measured_bench, monkeypatch, capsys):
+    pytest.importorskip("rich")
+    from maskfuse._bench import text
+
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    text.show(measured_bench)
+    printed = capsys.readouterr().out
+    (slow,) = re.findall(r"\x1b\[33m(.*?)\x1b", printed)  # what is slower than dense is yellow
+    assert slow.split()[0] == "one"
+    assert re.sub(r"\x1b\[[0-9;]*m", "", printed).split() == text.plain(measured_bench).split()
+    monkeypatch.setitem(sys.modules, "rich.console", None)  # as where rich is not installed
+    text.show(measured_bench)
+    assert capsys.readouterr().out == text.plain(measured_bench) + "\n"
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert list(text.progress(["a", "b"])) == ["a", "b"]
+    assert "measuring 2 of 2" in capsys.readouterr().err
 
 
 def test_every_case_of_bench_gives_what_dense_gives():

@@ -45,7 +45,7 @@ class Place:
 
 
 def _random_masks(shape: tuple[int, ...], densities: tuple[float, ...]) -> dict[str, Mask]:
-    return {f"random, {1 - density:.0%} masked": Mask.random(shape, density) for density in densities}
+    return {f"random {1 - density:.0%}": Mask.random(shape, density) for density in densities}
 
 
 def _half_of_channels(shape: tuple[int, ...]) -> Mask:
@@ -104,11 +104,11 @@ def cases(place: Place, quick: bool) -> Iterator[Case]:
     shapes = [(4096, 4096, 4096)] if large else [(1024, 1024, 128)] if quick else [(1024, 1024, 128), (4096, 1024, 512)]
     block = (128, 64) if large else (16, 16)
     for out, inp, batch in shapes:
-        masks = _random_masks((out, inp), densities) | {"half of channels, both sides": _half_of_channels((out, inp))}
+        masks = _random_masks((out, inp), densities) | {"half of channels": _half_of_channels((out, inp))}
         if not quick:
-            masks[f"blocks {block[0]}x{block[1]}, 90% masked"] = _blocks((out, inp), block)
-        for name, mask in masks.items():
-            for op, backward in (("masked_linear", False), ("masked_linear, step", True)):
+            masks[f"blocks {block[0]}x{block[1]} 90%"] = _blocks((out, inp), block)
+        for op, backward in (("masked_linear", False), ("masked_linear, step", True)):
+            for name, mask in masks.items():
                 yield Case(
                     op,
                     f"{out}x{inp}, batch {batch}",
@@ -126,9 +126,7 @@ def cases(place: Place, quick: bool) -> Iterator[Case]:
             )
     channels, size, images = (256, 28, 32) if large else (128, 14, 4)
     conv = (channels, channels, 3, 3)
-    for name, mask in (
-        _random_masks(conv, densities) | {"half of channels, both sides": _half_of_channels(conv)}
-    ).items():
+    for name, mask in (_random_masks(conv, densities) | {"half of channels": _half_of_channels(conv)}).items():
         yield Case(
             "masked_conv2d",
             f"3x3, {channels} channels, {size}x{size}, batch {images}",

@@ -3,77 +3,80 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from .cases import Case
 
-_COLUMNS = ("op", "shape", "mask", "dense ms", "w*m ms", "maskfuse ms", "times dense", "times w*m")
-_TO_THE_RIGHT = _COLUMNS[3:]
-
-
-def _times(row: dict[str, Any], name: str) -> str:
-    """A ratio with its quartiles."""
-    low, high = row[f"vs {name}, quartiles"]
-    return f"{row[f'vs {name}']:.2f} ({low:.2f} to {high:.2f})"
+_COLUMNS = ("mask", "dense ms", "w*m ms", "maskfuse ms", "times dense", "quartiles", "times w*m")
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
     milliseconds = [f"{row[f'{name} ms']:.3f}" for name in ("dense", "w*m", "maskfuse")]
-    return [row["op"], row["shape"], row["mask"], *milliseconds, _times(row, "dense"), _times(row, "w*m")]
+    low, high = row["vs dense, quartiles"]
+    ratios = [f"{row['vs dense']:.2f}", f"{low:.2f} to {high:.2f}", f"{row['vs w*m']:.2f}"]
+    return [row["mask"], *milliseconds, *ratios]
+
+
+def _threads(result: dict[str, Any]) -> str:
+    return f"{result['threads']} thread{'s' if result['threads'] != 1 else ''}"
 
 
 def title(result: dict[str, Any]) -> str:
     """What the figures depend on."""
     where = result["device"] if result["device"] != "cpu" else f"{result['processor']}, {result['cpu_level']}"
-    return (
-        f"maskfuse {result['version']}, torch {result['torch']}, {where}, {result['threads']} threads, "
-        f"{result['dtype']}"
-    )
+    return f"maskfuse {result['version']}, torch {result['torch']}, {where}, {_threads(result)}, {result['dtype']}"
 
 
 def legend(result: dict[str, Any]) -> str:
     """How to read the table."""
     slower = sum(row["vs dense"] < 1 for row in result["rows"])
     return (
-        "times dense, times w*m: how many times faster maskfuse is than F.linear or F.conv2d, and than the same on "
-        "weight * mask;\nmedians of rounds in which they take turns, with quartiles. Below 1 maskfuse is slower: than "
-        f"dense in {slower} of {len(result['rows'])} cases."
+        "times dense, times w*m: how many times faster maskfuse is than F.linear or\n"
+        "F.conv2d, and than the same on weight * mask; medians of rounds in which they\n"
+        "take turns, with quartiles. Below 1 maskfuse is slower:\nthan dense in "
+        f"{slower} of {len(result['rows'])} cases."
     )
+
+
+def _table(result: dict[str, Any]) -> Iterator[tuple[str, bool]]:
+    """Lines for a terminal of 80 columns, each with whether dense is faster: a block for each op and shape."""
+    cells = [_cells(row) for row in result["rows"]]
+    widths = [max(map(len, column)) for column in zip(_COLUMNS, *cells, strict=True)]
+
+    def aligned(line: Sequence[str]) -> str:
+        first, *others = line
+        right = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        return "  ".join([first.ljust(widths[0]), *right])
+
+    yield aligned(_COLUMNS), False
+    before = None
+    for row, line in zip(result["rows"], cells, strict=True):
+        heading = f"{row['op']}, {row['shape']}"
+        if heading != before:
+            yield from [("", False), (heading, False)]
+            before = heading
+        yield aligned(line), row["vs dense"] < 1
 
 
 def plain(result: dict[str, Any]) -> str:
     """All of it as text."""
-    lines = [list(_COLUMNS), *(_cells(row) for row in result["rows"])]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(_COLUMNS))]
-    aligned = [
-        "  ".join(
-            cell.rjust(width) if name in _TO_THE_RIGHT else cell.ljust(width)
-            for name, cell, width in zip(_COLUMNS, line, widths, strict=True)
-        ).rstrip()
-        for line in lines
-    ]
-    return "\n".join([title(result), "", *aligned, "", legend(result)])
+    return "\n".join([title(result), "", *(line for line, _ in _table(result)), "", legend(result)])
 
 
 def show(result: dict[str, Any]) -> None:
-    """Prints it: by rich where that is installed and a person looks on."""
+    """Prints it; what is slower than dense in another colour, where rich is installed and a person looks on."""
     if sys.stdout.isatty():
         try:
             from rich.console import Console
-            from rich.table import Table
         except ImportError:
             pass
         else:
-            table = Table(title=title(result), title_justify="left")
-            for name in _COLUMNS:
-                table.add_column(name, justify="right" if name in _TO_THE_RIGHT else "left")
-            for row in result["rows"]:
-                style = "yellow" if row["vs dense"] < 1 else ""
-                table.add_row(*_cells(row), style=style)
-            console = Console()
-            console.print(table)
-            console.print(legend(result), highlight=False)
+            console = Console(highlight=False, markup=False)
+            console.print(title(result), end="\n\n", soft_wrap=True)
+            for line, slower in _table(result):
+                console.print(line, style="yellow" if slower else None, soft_wrap=True)
+            console.print(f"\n{legend(result)}")
             return
     print(plain(result))
 
