@@ -202,8 +202,9 @@ def current(path: Path, data: object) -> bool:
 
 
 def write(path: Path, data: object, draw: Callable[[object, str], pyplot.Figure], results: dict[str, dict]) -> None:
-    """Draws a picture of the machine of the results' linear layers, the same bytes for the same data."""
-    machine = machine_of(results.get("masked_linear") or results["masked_conv2d"])
+    """Draws a picture and says of which machine it is, the same bytes for the same data."""
+    drawn = [f"{first}{op}" for op in ("masked_linear", "masked_conv2d") for first in ("", "peers_")]
+    machine = " and ".join(dict.fromkeys(machine_of(results[name]) for name in drawn if name in results))
     with matplotlib.rc_context({"svg.hashsalt": "maskfuse", "font.size": 9.5, "axes.titlesize": 10}):
         figure = draw(data, machine)
         figure.savefig(path, metadata={"Date": None, "Description": drawn_from(data)})

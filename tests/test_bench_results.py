@@ -58,6 +58,14 @@ def test_each_kind_of_difference_is_found(readme, results):
     process = check("--folder", results)
     assert process.returncode == 1
     assert [line.split()[0] for line in process.stderr.splitlines()] == ["RESULTS.md", "speed_up.svg"]
+    for path in results.glob("m*.json"):
+        path.unlink()
+    assert set(readme.differences(results)) == {"RESULTS.md", "speed_up.svg"}  # there are no points left for roofs
+    assert len(readme.write(results)) == 2 and not readme.differences(results)
+
+
+def test_a_missing_picture_is_found(readme, results):
+    readme.write(results)
     (results / "roofline.svg").unlink()
     assert "roofline.svg" in readme.differences(results)
 
