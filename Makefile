@@ -2,7 +2,7 @@
 #
 #   make demo     train, prune and fine-tune on handwritten digits, and measure
 #   make test     every test that this machine can run
-#   make bench    benchmarks against torch; JSON under bench/results/
+#   make bench    every benchmark that this machine can run; JSON and pages under bench/
 #   make gpu      on a machine with a GPU: CUDA tests, compute-sanitizer and benchmarks; JSON under bench/results/
 #   make wheel    dist/*.whl with the CUDA library where nvcc is found
 #   make docs     these pages as HTML, in build/docs/
@@ -16,6 +16,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_FLAGS ?=
+BENCH_FLAGS ?=
 export MASKFUSE_CUDA ?= auto
 export MAX_JOBS ?= $(shell nproc)
 
@@ -32,12 +33,9 @@ test: build simt build/cmake/asan/.built build/cmake/release/.built
 	$(call run_ctest,asan)
 	PYTHONPATH=build/cmake/release $(BIN)/python -m pytest
 
-bench: build
-	$(BIN)/python bench/bench_masked_linear.py
-	$(BIN)/python bench/bench_masked_conv2d.py
-	$(BIN)/python bench/bench_channel_gather.py
-	$(BIN)/python bench/models.py
-	$(BIN)/python bench/transformers_models.py
+# About half an hour; BENCH_FLAGS="--only masked_conv2d" or "--quick" runs a part.
+bench: build build/cmake/release/.raw
+	$(BIN)/python bench/run.py $(BENCH_FLAGS)
 
 # With the machine's own Python and torch: the wheel was built elsewhere, and there may be no package index here.
 gpu:
@@ -75,6 +73,13 @@ build/cmake/%/.built: $(TOOLS) $(SOURCES) CMakeLists.txt CMakePresets.json
 	@mkdir -p build
 	$(BIN)/cmake --preset $* -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python > build/cmake-$*.log
 	$(BIN)/cmake --build build/cmake/$* -- --quiet
+	@touch $@
+
+# Of the release build, what bench/microbench.py calls.
+build/cmake/release/.raw: $(TOOLS) $(SOURCES) CMakeLists.txt CMakePresets.json
+	@mkdir -p build
+	$(BIN)/cmake --preset release -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python > build/cmake-release.log
+	$(BIN)/cmake --build build/cmake/release --target maskfuse_raw -- --quiet
 	@touch $@
 
 run_ctest = $(BIN)/ctest --test-dir build/cmake/$(1) --output-on-failure --no-tests=error -O $(CURDIR)/build/ctest-$(1).log
