@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import backends
-from .ops.mask import words
+from .ops.mask import unpacked, words
 
 _KINDS = ("empty", "full", "channels", "blocks", "n:m", "unstructured")
 _FULL = _KINDS.index("full")
@@ -318,6 +318,8 @@ class Mask:
     def dense(self) -> Tensor:
         """The mask as a bool tensor of its shape, on its device."""
         _, columns = _rows_columns(self.shape, "shape")
+        if backends.traced_plainly():
+            return unpacked(self.bits, columns).reshape(self.shape)
         ops = bit_ops(self.device)
         if ops is None:
             return torch.ops.maskfuse.mask_unpack(self.bits.cpu(), columns).to(self.device).reshape(self.shape)
@@ -401,8 +403,11 @@ class Mask:
         )
 
 
-def of_one_call(dense: Tensor) -> Mask:
-    """`Mask.from_dense` for a call that makes its mask and drops it: without a plan where making one would wait."""
+def of_one_call(dense: Tensor) -> Mask | Tensor:
+    """`Mask.from_dense` for a call that makes its mask and drops it: without a plan where making one would wait. The
+    reference, traced, takes the tensor as it is."""
+    if backends.traced_plainly():
+        return dense
     mask = Mask.from_dense(dense)
     return Mask(mask.bits, mask.shape, plan=[]) if plan_waits(mask.device) else mask
 

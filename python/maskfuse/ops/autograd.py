@@ -43,11 +43,12 @@ def is_transformed(args: Sequence[Any]) -> bool:
 _is_compiling = torch.compiler.is_compiling
 _func_is_active = torch._C._are_functorch_transforms_active
 _casts = torch._C._is_any_autocast_enabled
+_is_jit_tracing = torch._C._is_tracing
 
 
 def plain() -> bool:
     """True where an op is just an op: nothing traces, transforms or casts it, and no forward-mode level is open."""
-    return not (_is_compiling() or _func_is_active() or _casts() or forward_ad._current_level >= 0)
+    return not (_is_compiling() or _func_is_active() or _casts() or forward_ad._current_level >= 0 or _is_jit_tracing())
 
 
 def is_recorded(args: Sequence[Any]) -> bool:
@@ -203,6 +204,8 @@ def multilinear(
             return op(*args) if forward_ad._current_level < 0 else transformed_outside(*args)
         if is_transformed(args):
             return apply_transformed(*args)
+        if _is_jit_tracing():  # which keeps ops, and of a Function nothing that could be saved
+            return op(*args)
         # Function.apply has a cost of its own, so it is skipped where nothing would use it.
         return recorded.apply(*flatten(args)) if is_recorded(args) else below_autograd(args)
 
