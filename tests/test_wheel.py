@@ -243,14 +243,14 @@ def test_installed_it_works(wheel, tmp_path):
     """Unpacked elsewhere, it loads and computes without the repository."""
     wheel.extractall(tmp_path)
     code = (
-        "import torch, maskfuse\n"
-        "assert maskfuse.__file__.startswith(%r), maskfuse.__file__\n"
+        "import sys, torch, maskfuse\n"
+        "assert maskfuse.__file__.startswith(sys.argv[1]), maskfuse.__file__\n"
         "layer = maskfuse.nn.MaskedLinear(8, 4, mask=maskfuse.Mask.random((4, 8), 0.5))\n"
         "x = torch.ones(2, 8)\n"
-        "torch.testing.assert_close(layer(x), layer.to_dense()(x))" % str(tmp_path)
+        "torch.testing.assert_close(layer(x), layer.to_dense()(x))"
     )
     process = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", code, str(tmp_path)],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
         capture_output=True,

@@ -197,8 +197,16 @@ def multilinear(
     transformed_outside = outside_of_graphs(apply_transformed)
     func_traces = func_is_tracing(apply_transformed)
 
+    def exportable(args: Sequence[Any]) -> Sequence[Any]:
+        # AOTInductor of torch 2.13 gives an op None where a list of tensors is empty.
+        if plan is None or args[plan] or not torch.compiler.is_exporting():
+            return args
+        none = args[plan - 1].new_empty(0)  # int32, as the bits are
+        return [*args[:plan], [none, none], *args[plan + 1 :]]
+
     def call(*args: Any) -> Tensor:
         if torch.compiler.is_compiling():
+            args = tuple(exportable(args))
             if func_traces():
                 return apply_transformed(*args)
             return op(*args) if forward_ad._current_level < 0 else transformed_outside(*args)
