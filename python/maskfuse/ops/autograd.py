@@ -14,6 +14,7 @@ from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
+from torch._functorch import pyfunctorch
 from torch.autograd import forward_ad
 
 from .._traced import func_is_tracing, outside_of_graphs
@@ -56,6 +57,29 @@ def is_recorded(args: Sequence[Any]) -> bool:
     return torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in args)
 
 
+def one_forward_level(jvp: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A Function's `jvp`, which refuses to be differentiated in forward mode again: torch calls it with forward mode
+    off, so that tangents of levels around it would be zero."""
+
+    def checked(*args: Any) -> Tensor:
+        levels = pyfunctorch.retrieve_all_functorch_interpreters() if _func_is_active() else []
+        if sum(level.key() == pyfunctorch.TransformType.Jvp for level in levels) > 1:
+            raise NotImplementedError(
+                "maskfuse has no forward-mode derivative of a forward-mode derivative (jvp of jvp, jacfwd of jacfwd): "
+                "take one of them in reverse mode, as torch.func.hessian does"
+            )
+        return jvp(*args)
+
+    return checked
+
+
+class _Sizes:
+    """Integers that functorch passes on as one value, where it would take a list apart."""
+
+    def __init__(self, values: Sequence[int]) -> None:
+        self.values = list(values)
+
+
 def shape_of(operand: Tensor | torch.Size) -> torch.Size:
     """The shape of an operand that a gradient may have been given the shape of alone."""
     return operand.shape if isinstance(operand, Tensor) else operand
@@ -88,7 +112,7 @@ def multilinear(
         return flat + tensors
 
     def unflatten(flat: Sequence[Any]) -> list[Any]:
-        args = list(flat[:count])
+        args = [a.values if isinstance(a, _Sizes) else a for a in flat[:count]]
         if plan is not None:
             args[plan] = list(flat[count:])
         return args
@@ -141,6 +165,7 @@ def multilinear(
         behind = len(ctx.output_shape) - 1 - channel % len(ctx.output_shape)
         return row.reshape(*row.shape, *[1] * behind)
 
+    @one_forward_level
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
         args = unflatten(restore(ctx))
         if bias is not None:
@@ -191,7 +216,8 @@ def multilinear(
     )
 
     def apply_transformed(*args: Any) -> Tensor:
-        return transformed.apply(*flatten(args))
+        flat = flatten(args)
+        return transformed.apply(*[_Sizes(a) if isinstance(a, (list, tuple)) else a for a in flat])
 
     # Compilers drop the tangents of tensors that come from outside: with such, the op breaks the graph.
     transformed_outside = outside_of_graphs(apply_transformed)
