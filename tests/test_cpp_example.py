@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,13 +17,14 @@ from maskfuse._library import _file
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "examples/cpp"
 HAS_COMPILER = shutil.which(os.environ.get("CXX", "c++").split()[0]) is not None
-needs_tools = pytest.mark.skipif(not HAS_COMPILER or shutil.which("cmake") is None, reason="needs cmake and a compiler")
+CMAKE = shutil.which("cmake") or shutil.which("cmake", path=str(Path(sys.executable).parent))
+needs_tools = pytest.mark.skipif(not HAS_COMPILER or CMAKE is None, reason="needs cmake and a C++ compiler")
 pytestmark = needs_tools
 LIBRARY = str(_file("_C"))
 
 
 def cmake(*arguments):
-    return subprocess.run(["cmake", *map(str, arguments)], capture_output=True, text=True, timeout=600)
+    return subprocess.run([CMAKE, *map(str, arguments)], capture_output=True, text=True, timeout=600)
 
 
 @functools.cache
