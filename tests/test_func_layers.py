@@ -113,3 +113,29 @@ def test_ensembles_of_several_masks_have_a_plain_base():
     base = fold(copy.deepcopy(layers[0]))
     got = vmap(lambda p, b: functional_call(base, (p, b), (x,)))(*stack_module_state(layers))
     torch.testing.assert_close(got, torch.stack([layer(x) for layer in layers]))
+
+
+STRAIGHT_THROUGH = {
+    "gated linear": (lambda: GatedLinear(6, 4, kind="straight_through", **F64), ROWS),
+    "gated conv": (lambda: GatedConv2d(6, 4, (2, 3), kind="straight_through", **F64), IMAGES),
+    "gate": (lambda: nn.Sequential(nn.Conv2d(6, 4, 1, **F64), ChannelGate(k=2, straight_through=True)), IMAGES),
+    "bypass": (
+        lambda: Bypass(nn.Conv2d(6, 6, 1, **F64), gate=nn.Sequential(nn.Flatten(), nn.Linear(120, 1, **F64))),
+        IMAGES,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STRAIGHT_THROUGH)
+def test_forward_mode_of_straight_through_gates_is_right_or_refused(name):
+    make, shape = STRAIGHT_THROUGH[name]
+    layer, x = make().train(), torch.randn(shape, dtype=torch.float64)
+    parameters = parameters_of(layer)
+    tangents = {key: torch.randn_like(p) for key, p in parameters.items()}
+    if name.startswith("gated"):
+        want = by_autograd(layer, x)
+        along = sum((want[key] * tangents[key]).sum() for key in parameters)
+        torch.testing.assert_close(jvp(loss(layer, x), (parameters,), (tangents,))[1], along)
+    else:
+        with pytest.raises(NotImplementedError, match="implement the jvp function"):
+            jvp(loss(layer, x), (parameters,), (tangents,))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .._memory_format import memory_format_of
 from ..functional import _check
 from ..mask import describe
+from ..ops.autograd import has_tangent
 from ._numbers import number, positive
 
 _SKIPPED = ("identity", "zeros")
@@ -204,7 +205,7 @@ class Bypass(nn.Module):
             )
         logits = logits.reshape(samples)
         active = logits.detach() > 0
-        if not (torch.is_grad_enabled() and logits.requires_grad):
+        if not (torch.is_grad_enabled() and (logits.requires_grad or has_tangent(logits))):
             return self._select(input, active)
         soft = torch.sigmoid(logits / self.temperature)
         if self.dense_gradient and self.training:

@@ -30,15 +30,20 @@ class Product(Protocol):
         ...
 
 
+def has_tangent(t: Tensor) -> bool:
+    """True where an operand is being differentiated in forward mode."""
+    return (
+        forward_ad._current_level >= 0
+        and (t.is_floating_point() or t.is_complex())
+        and forward_ad.unpack_dual(t).tangent is not None
+    )
+
+
 def is_transformed(args: Sequence[Any]) -> bool:
     """True under `torch.func` transforms, and where an operand carries a forward-mode tangent."""
     if torch._C._are_functorch_transforms_active():
         return True
-    return forward_ad._current_level >= 0 and any(
-        forward_ad.unpack_dual(t).tangent is not None
-        for t in args
-        if isinstance(t, Tensor) and (t.is_floating_point() or t.is_complex())
-    )
+    return any(isinstance(t, Tensor) and has_tangent(t) for t in args)
 
 
 _is_compiling = torch.compiler.is_compiling
@@ -224,8 +229,10 @@ def multilinear(
     func_traces = func_is_tracing(apply_transformed)
 
     def exportable(args: Sequence[Any]) -> Sequence[Any]:
-        # AOTInductor of torch 2.13 gives an op None where a list of tensors is empty.
+        # AOTInductor of torch 2.13 gives an op None where a list of tensors is empty. Ops on the CPU take this instead.
         if plan is None or args[plan] or not torch.compiler.is_exporting():
+            return args
+        if namespace != "maskfuse" or not args[plan - 1].is_cpu:
             return args
         none = args[plan - 1].new_empty(0)  # int32, as the bits are
         return [*args[:plan], [none, none], *args[plan + 1 :]]
