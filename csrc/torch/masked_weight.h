@@ -29,6 +29,7 @@ void attach_plan(Problem& g, Operands& keep, const std::vector<Tensor>& plan, Pl
   STD_TORCH_CHECK(plan.size() == kPackedValues || plan.size() == Problem::kPlanned, op,
                   ": plan must have no tensors, 2, or ", Problem::kPlanned, " with a packed weight, got ", plan.size());
   const Tensor& t = plan[part];
+  if (t.dim() == 1 && t.size(0) == 0) return;  // of a mask that has none, for callers who need a tensor all the same
   STD_TORCH_CHECK(t.scalar_type() == ScalarType::Byte && t.dim() == 1 && (t.size(0) <= 1 || t.stride(0) == 1) &&
                       plan_open(t.const_data_ptr(), t.size(0), rows, columns, &keep.plan),
                   op, ": plan[", (int)part, "] is not the plan of a mask of shape [", rows, ", ", columns, "]");
