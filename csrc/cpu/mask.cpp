@@ -82,6 +82,7 @@ void mask_unpack(const uint32_t* bits, int64_t columns, uint8_t* dense, int64_t 
 MaskStructure mask_structure(const uint32_t* bits, int64_t rows, int64_t columns, int64_t inner) {
   const int64_t words = mask_words(columns);
   MaskStructure s{Structure::unstructured, 0, 1, 1, 0, 0};
+  if (rows == 0 || columns == 0) return s.kind = Structure::empty, s;  // however many rows without columns
 
   // One pass: the number of active weights; whether all rows that are not empty are the same; the
   // greatest common divisors of the positions where rows, and where columns, change.

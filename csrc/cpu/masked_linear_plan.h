@@ -63,8 +63,12 @@ struct Plan {
   int64_t chunks() const { return (header->columns + header->chunk - 1) / header->chunk; }
 };
 
-// Reads a plan's header. False where the bytes are no plan for rows x columns.
+// Reads a plan's header. False where the bytes are no plan for rows x columns. The lists behind it are believed:
+// kernels index with them.
 bool plan_open(const void* bytes, int64_t size, int64_t rows, int64_t columns, Plan* plan);
+
+// Whether the lists of an opened plan lead nowhere but into the matrix and the plan, however they came about.
+bool plan_is_sound(const Plan& plan);
 
 // Writes the transposed bits, [columns / taps][mask_words(rows * taps)], where `taps` neighbouring columns stay
 // together: rows [begin, end) of the result, in steps of 32.

@@ -127,13 +127,18 @@ def _state_of(loaded: Any) -> Mapping[str, Any] | None:
     return next(masked, found[0] if found else None)
 
 
-def _states(loaded: Any, around: tuple[int, ...] = ()) -> Iterator[Mapping[str, Any]]:
-    if not isinstance(loaded, Mapping) or id(loaded) in around:  # a pickle may hold itself
-        return
-    if any(isinstance(key, str) and isinstance(value, Tensor) for key, value in loaded.items()):
-        yield loaded
-    for value in loaded.values():
-        yield from _states(value, (*around, id(loaded)))
+def _states(loaded: Any) -> Iterator[Mapping[str, Any]]:
+    """Mappings that have tensors under names, outer ones first: each once, however often and deep a pickle has it."""
+    seen: set[int] = set()
+    left = [loaded]
+    while left:
+        one = left.pop()
+        if not isinstance(one, Mapping) or id(one) in seen:
+            continue
+        seen.add(id(one))
+        if any(isinstance(key, str) and isinstance(value, Tensor) for key, value in one.items()):
+            yield one
+        left.extend(reversed(one.values()))
 
 
 def _compact_layers(tensors: Mapping[str, Tensor]) -> list[str]:
