@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -414,6 +415,16 @@ def plan_waits(device: torch.device) -> bool:
 
 
 _planning = threading.Lock()
+
+
+def _unlock_in_child() -> None:
+    """A process forked while another thread made a plan has the lock, and nobody who would release it."""
+    global _planning
+    _planning = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_unlock_in_child)
 
 # Weights below which a call costs more than anything that a plan could save.
 _PLANNED = 4096

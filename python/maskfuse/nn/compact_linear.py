@@ -61,5 +61,5 @@ class CompactLinear(CompactLayer):
             input: the rows.
             channels: bool of the input's shape or `[in_features]`: input features that take part, or None for all.
         """
-        packed = self._packed if self._packed and self._packed_holds(self.values) else []
-        return checked_compact_linear(input, self.values, self._mask, self.bias, packed, channels)
+        values, mask = self.values, self._mask
+        return checked_compact_linear(input, values, mask, self.bias, self._packed_for(values, mask), channels)
