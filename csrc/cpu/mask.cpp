@@ -48,6 +48,7 @@ int64_t count_of_every(const uint32_t* bits, int64_t rows, int64_t columns, int6
 
 void mask_pack(const uint8_t* dense, int64_t columns, uint32_t* bits, int64_t row0, int64_t row1) {
   const int64_t words = mask_words(columns);
+  if (words == 0) return;  // however many rows there are
   for (int64_t r = row0; r < row1; ++r) {
     const uint8_t* from = dense + r * columns;
     uint32_t* to = bits + r * words;
@@ -67,6 +68,7 @@ void mask_pack(const uint8_t* dense, int64_t columns, uint32_t* bits, int64_t ro
 
 void mask_unpack(const uint32_t* bits, int64_t columns, uint8_t* dense, int64_t row0, int64_t row1) {
   const int64_t words = mask_words(columns);
+  if (words == 0) return;  // however many rows there are
   for (int64_t r = row0; r < row1; ++r) {
     const uint32_t* from = bits + r * words;
     uint8_t* to = dense + r * columns;
