@@ -64,7 +64,7 @@ LAYOUTS = ["contiguous", "offset", "transposed", "every other", "wide rows", "ex
 
 
 def laid_out(draw: Any, t: Tensor) -> Tensor:
-    """The tensor in memory in one of the ways that torch has; expanded, all of its first dimension is the first of it."""
+    """The tensor in memory in one of the ways that torch has; expanded, its first dimension is one value for all."""
     layout = draw(st.sampled_from(LAYOUTS))
     if layout == "channels_last" and t.dim() == 4:
         return t.contiguous(memory_format=torch.channels_last)

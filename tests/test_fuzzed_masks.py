@@ -1,4 +1,4 @@
-"""Masks from bits, pickles and state dicts that somebody damaged or made: one clear exception, and nothing half-loaded."""
+"""Masks from bits, pickles and state dicts that somebody damaged or made: an exception, and nothing half-loaded."""
 
 from __future__ import annotations
 

@@ -73,7 +73,8 @@ def check_topk(draw):
     mask = Mask.topk(laid_out(draw, scores) if draw(st.booleans()) and len(shape) == 1 else scores, density)
     count = round(density * scores.numel())
     assert mask.active == count == Mask.random(shape, density).active
-    order = sorted(range(scores.numel()), key=lambda i, flat=scores.flatten().tolist(): (-flat[i], i))
+    flat = scores.flatten().tolist()
+    order = sorted(range(len(flat)), key=lambda i: (-flat[i], i))
     want = torch.zeros(scores.numel(), dtype=torch.bool)
     want[order[:count]] = True
     if len(shape) > 1:
