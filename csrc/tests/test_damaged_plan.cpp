@@ -35,6 +35,29 @@ void walk(const std::vector<uint32_t>& bits, const Plan& plan, int64_t rows, int
 }
 
 // Returns whether the plan was taken.
+bool taken_as_it_is(const std::vector<uint32_t>& bits, const std::vector<unsigned char>& bytes, int64_t rows,
+                    int64_t columns) {
+  Plan plan;
+  if (!plan_open(bytes.data(), (int64_t)bytes.size(), rows, columns, &plan) || !plan_is_sound(plan)) return false;
+  for (int64_t batch : {12, 80}) walk(bits, plan, rows, columns, batch);
+  return true;
+}
+
+// Numbers of the header and of the tiles a little, and much, other than they are.
+template <class Number>
+void other_numbers(const std::vector<uint32_t>& bits, std::vector<unsigned char> bytes, int64_t rows, int64_t columns,
+                   int64_t begin, int64_t end) {
+  for (int64_t at = begin; at < end; at += (int64_t)sizeof(Number)) {
+    Number value;
+    std::memcpy(&value, bytes.data() + at, sizeof(Number));
+    for (Number other : {Number(0), Number(value / 2), Number(value - 1), Number(value + 1), Number(2 * value + 1)}) {
+      std::memcpy(bytes.data() + at, &other, sizeof(Number));
+      taken_as_it_is(bits, bytes, rows, columns);
+    }
+    std::memcpy(bytes.data() + at, &value, sizeof(Number));
+  }
+}
+
 bool damaged(const std::vector<uint32_t>& bits, std::vector<unsigned char> bytes, int64_t rows, int64_t columns,
              bool header) {
   const int changes = (int)random_int(1, 3);
@@ -42,10 +65,7 @@ bool damaged(const std::vector<uint32_t>& bits, std::vector<unsigned char> bytes
     const int64_t end = header ? sizeof(PlanHeader) : (int64_t)bytes.size();
     bytes[(size_t)random_int(0, end - 1)] ^= (unsigned char)random_int(1, 255);
   }
-  Plan plan;
-  if (!plan_open(bytes.data(), (int64_t)bytes.size(), rows, columns, &plan) || !plan_is_sound(plan)) return false;
-  for (int64_t batch : {12, 80}) walk(bits, plan, rows, columns, batch);
-  return true;
+  return taken_as_it_is(bits, bytes, rows, columns);
 }
 
 void damaged_plans() {
@@ -63,7 +83,10 @@ void damaged_plans() {
       for (int64_t cut : {(int64_t)1, (int64_t)bytes.size() / 2, (int64_t)bytes.size() - 10})
         CHECK(!plan_open(bytes.data(), (int64_t)bytes.size() - cut, rows, columns, &whole), "%ld bytes less",
               (long)cut);
-      for (int i = 0; i < 150; ++i, ++tried) taken += damaged(bits, bytes, rows, columns, i % 3 == 0);
+      other_numbers<int64_t>(bits, bytes, rows, columns, 8, sizeof(PlanHeader));
+      const int64_t tiles = (int64_t)sizeof(PlanTile) * std::min<int64_t>(6, whole.panels() * whole.chunks() + 1);
+      other_numbers<uint32_t>(bits, bytes, rows, columns, sizeof(PlanHeader), (int64_t)sizeof(PlanHeader) + tiles);
+      for (int i = 0; i < 100; ++i, ++tried) taken += damaged(bits, bytes, rows, columns, i % 3 == 0);
     }
   CHECK(taken > 0 && taken < tried / 2, "%d of %d damaged plans taken", taken, tried);
 }
