@@ -588,7 +588,7 @@ def _channel_flags(channels: Tensor | None, size: int, name: str, device: torch.
 
 
 def _rebuild(bits: Tensor, shape: Sequence[int]) -> Mask:
-    """What a pickle calls; its bits are checked like anybody's, and have to be there: not one value for a whole mask."""
+    """What a pickle calls; its bits are checked like anybody's, and have to be there, not one for a whole mask."""
     if isinstance(bits, Tensor) and bits.layout is torch.strided and not bits.is_nested and not bits.is_meta:
         needed, found = bits.numel() * bits.element_size(), bits.untyped_storage().nbytes()
         if needed > found:

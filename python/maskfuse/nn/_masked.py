@@ -101,6 +101,9 @@ class MaskedLayer(PackedLayer):
         Retained values contribute nothing and get no gradient; they come back when a later mask uncovers them. What
         reads `weight` itself, as the fast path of `nn.TransformerEncoderLayer` in eval mode does, sees them.
 
+        Calls of the layer in other threads meanwhile compute with the old mask or the new one, whole; without `retain`
+        some of the weights that the new one masks may be zero already for a call that has the old one.
+
         Raises:
             TypeError: no `Mask`, nor a bool or 0/1 integer tensor (a floating tensor is a real-valued mask:
                 the functions of `maskfuse` take it).

@@ -26,7 +26,7 @@ class PackedLayer(LayerWithMask):
 
     packs_on: ClassVar[tuple[str, ...]] = ("cpu",)  # devices whose kernels read a packed weight
     _packed: list[Tensor]
-    # What is kept of the weight, which state of it, and the mask and the copy: read at once, while another thread packs.
+    # What is kept of the weight, which state of it, the mask, and the copy: one read, while another thread may pack.
     _packed_from: tuple[Tensor, int | None, Mask, list[Tensor]] | None
 
     @abstractmethod
