@@ -139,7 +139,7 @@ def _states(loaded: Any) -> Iterator[Mapping[str, Any]]:
         seen.add(id(one))
         if any(isinstance(key, str) and isinstance(value, Tensor) for key, value in one.items()):
             yield one
-        left.extend(reversed(one.values()))
+        left.extend(reversed(list(one.values())))
 
 
 def _check_whole(tensors: Mapping[str, Tensor]) -> None:
