@@ -117,15 +117,16 @@ def check_sums(
     """
     dy = grad(call(*operands))
     got, again = derivatives(call, operands, dy), derivatives(call, operands, dy)
-    wide = [t.double() for t in operands]
+    wide = [t.double().cpu() for t in operands]
     sizes = [t if i == scores else t.abs() for i, t in enumerate(wide)]
-    want, magnitude = derivatives(exact, wide, dy.double()), derivatives(exact, sizes, dy.double().abs())
+    dy = dy.double().cpu()
+    want, magnitude = derivatives(exact, wide, dy), derivatives(exact, sizes, dy.abs())
     if scores is not None:
         magnitude[1 + scores] /= 1 - wide[scores].sigmoid()
     for ours, once_more, theirs, most, count in zip(got, again, want, magnitude, terms, strict=True):
         assert ours.shape == theirs.shape and ours.dtype == operands[0].dtype
         assert torch.equal(ours, once_more), "another result in a second call"
-        assert_sums_close(ours, theirs, most.abs(), ours.dtype, count, rounded)
+        assert_sums_close(ours.cpu(), theirs, most.abs(), ours.dtype, count, rounded)
     return got
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from conftest import DTYPES
 from device_ops import each_cuda_machine
+
+pytest.importorskip("hypothesis")
 from drawn import check_examples, check_masked_gradient, check_sums, drawn_mask, laid_out, spoiled
 from hypothesis import strategies as st
 from maskfuse import reference
