@@ -2,6 +2,7 @@
 #
 #   make demo     train, prune and fine-tune on handwritten digits, and measure
 #   make test     every test that this machine can run
+#   make fuzz     property tests and damaged files on other examples, for MASKFUSE_FUZZ_MINUTES (10)
 #   make bench    every benchmark that this machine can run; JSON and pages under bench/
 #   make gpu      on a machine with a GPU: CUDA tests, compute-sanitizer and benchmarks; JSON under bench/results/
 #   make wheel    dist/*.whl with the CUDA library where nvcc is found
@@ -24,7 +25,7 @@ SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.h' -o -name '*.cpp
 TOOLS := $(VENV)/.tools
 BUILT := $(VENV)/.built-$(MASKFUSE_CUDA)
 
-.PHONY: demo test bench gpu docs simt wheel wheel-matrix lint format tidy hooks coverage sanitize build clean
+.PHONY: demo test fuzz bench gpu docs simt wheel wheel-matrix lint format tidy hooks coverage sanitize build clean
 
 demo: build
 	$(BIN)/python -m maskfuse demo
@@ -32,6 +33,10 @@ demo: build
 test: build simt build/cmake/asan/.built build/cmake/release/.built
 	$(call run_ctest,asan)
 	PYTHONPATH=build/cmake/release $(BIN)/python -m pytest
+
+# Seeds are printed: what fails can be drawn again.
+fuzz: build simt
+	$(BIN)/python tests/fuzz.py
 
 # About half an hour; BENCH_FLAGS="--only masked_conv2d" or "--quick" runs a part.
 bench: build build/cmake/release/.raw
