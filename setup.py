@@ -2,6 +2,7 @@
 
 MASKFUSE_CUDA=0|1|auto   build the CUDA library: never, where nvcc is found, or only beside a GPU (default)
 MASKFUSE_SIMT=1          build instead of all this `_C_simt`, the CUDA implementations on the host, for tests
+MASKFUSE_COVERAGE=1      count the lines that run, for gcovr (make coverage), with little optimisation
 CUDA_HOME                where nvcc is, when it is neither on the path nor in the usual prefix
 CXX                      the C++ compiler
 """
@@ -40,12 +41,16 @@ SOURCES = json.loads((ROOT / "csrc/sources.json").read_text())
 X86 = platform.machine() in {"x86_64", "AMD64"}
 CUDA_PREFIX = Path("/usr/local/cuda")
 PTXAS_LOG = ROOT / "build/ptxas.log"
-ABI_TARGET = "2.11"
-# major << 56 | minor << 48, as torch/csrc/stable/version.h reads it
-ABI_DEFINES = ["-DTORCH_TARGET_VERSION=0x020b000000000000", f'-DMASKFUSE_ABI_TARGET="{ABI_TARGET}"']
+ABI_MAJOR, ABI_MINOR = (int(part) for part in SOURCES["abi_target"].split("."))
+ABI_DEFINES = [  # as torch/csrc/stable/version.h reads it, and as a text
+    f"-DTORCH_TARGET_VERSION={ABI_MAJOR << 56 | ABI_MINOR << 48:#x}",
+    f'-DMASKFUSE_ABI_TARGET="{SOURCES["abi_target"]}"',
+]
+COVERAGE = ["-O1", "-g0", "--coverage"] if os.environ.get("MASKFUSE_COVERAGE") == "1" else []
 CXX_FLAGS = ["-std=c++20", "-O3", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter"]
 CXX_FLAGS += ["-DMASKFUSE_X86"] if X86 else []
-CXX_FLAGS += [f"-ffile-prefix-map={ROOT}/="]  # messages name files of the repository, not of this machine
+CXX_FLAGS += [] if COVERAGE else [f"-ffile-prefix-map={ROOT}/="]  # messages name no path of this machine
+CXX_FLAGS += COVERAGE
 CUDA_ARCHITECTURES = {
     "sm_80 ptx_80": "arch=compute_80,code=[sm_80,compute_80]",
     "sm_90a": "arch=compute_90a,code=sm_90a",
@@ -115,8 +120,10 @@ def simt_extension():
         include_dirs=[],
         py_limited_api=True,
         depends=depends("cpu", "cuda", "simt", "torch"),
-        extra_compile_args={"cxx": [*CXX_FLAGS, *ABI_DEFINES, "-O2", "-DMASKFUSE_SIMT", "-Wno-unknown-pragmas"]},
-        extra_link_args=["-Wl,-s"],
+        extra_compile_args={
+            "cxx": [*CXX_FLAGS, *(COVERAGE or ["-O2"]), *ABI_DEFINES, "-DMASKFUSE_SIMT", "-Wno-unknown-pragmas"]
+        },
+        extra_link_args=["-Wl,-s", *COVERAGE],
     )
 
 
@@ -165,7 +172,7 @@ class BuildExtension(cpp_extension.BuildExtension):
 
 
 def extensions():
-    link = ["-Wl,--exclude-libs,ALL", "-Wl,-s"]
+    link = ["-Wl,--exclude-libs,ALL", "-Wl,-s", *COVERAGE]
     common = {"include_dirs": [], "py_limited_api": True}
     built = [
         cpp_extension.CppExtension(

@@ -3,6 +3,7 @@ Triton ones on a GPU, or where there is none in Triton's interpreter."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 from conftest import HAS_TRITON, assert_norm_close, assert_sums_close
 
-_BUILT = Path(__file__).resolve().parent.parent / "build/simt"
+_BUILT = Path(os.environ.get("MASKFUSE_SIMT_FOLDER") or Path(__file__).resolve().parent.parent / "build/simt")
 
 
 def _simt() -> SimpleNamespace | None:

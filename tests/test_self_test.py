@@ -146,7 +146,7 @@ def test_command_line(monkeypatch, capsys):
     passed = run.SelfTest((run.Outcome("mask", "cpu scalar", True, None, 1.5),))
     failed = run.SelfTest((run.Outcome("mask", "cpu scalar", False, "wrong", 1.5),))
     for result, status in ((passed, 0), (failed, 1)):
-        monkeypatch.setattr("maskfuse.__main__.self_test", lambda result=result: result)
+        monkeypatch.setattr("maskfuse._cli.commands.run_self_test", lambda result=result: result)
         assert main(["self-test"]) == status
         assert capsys.readouterr().out == f"{result}\n"
         assert main(["self-test", "--json"]) == status

@@ -18,20 +18,6 @@ RULES = {
     "bench": ([".py"], 300, 30),
 }
 
-# File -> most lines nevertheless, and why.
-LONGER = {
-    "csrc/cpu/channel_gather.cpp": (350, "two loops, of planes and of rows of elements, and what chooses between them"),
-    "csrc/cpu/masked_linear_plan.cpp": (
-        400,
-        "the index of a mask in the order in which it is made: read, found, written",
-    ),
-    "csrc/cpu/masked_linear_values.h": (330, "the order of a panel's values, a function for each pattern of rows"),
-    "csrc/cpu/masked_linear_weight_grad.h": (350, "two ways to one gradient: a product a weight, and register tiles"),
-    "csrc/cuda/product.h": (330, "one kernel: operands, the walk along the depth, sums of parts, launch"),
-    "csrc/cuda/product_sm90.h": (315, "one kernel: its work, its ring of stages, fragments, the result"),
-    "csrc/simt/simt.cpp": (350, "one machine: threads, barriers and copies share its state"),
-}
-
 
 def files(folder: str) -> list[Path]:
     endings = RULES[folder][0]
@@ -60,19 +46,11 @@ def test_outlines(folder):
     for path in files(folder):
         name = path.relative_to(ROOT).as_posix()
         text = path.read_text(encoding="utf-8")
-        why = too_long(text, LONGER.get(name, (most,))[0])
+        why = too_long(text, most)
         if why is None and most_definitions is not None and definitions(text) > most_definitions:
             why = f"{definitions(text)} definitions, and should have at most {most_definitions}"
         odd += [f"{name} has {why}"] if why else []
     assert not odd, "split by what they are about: " + "; ".join(odd)
-
-
-@in_repository
-def test_exceptions_are_needed():
-    """Who splits a file takes it off the list."""
-    for name in LONGER:
-        path = ROOT / name
-        assert path.is_file() and too_long(path.read_text(encoding="utf-8"), RULES[name.partition("/")[0]][1]), name
 
 
 def test_what_counts():

@@ -1,5 +1,6 @@
 #include "mask.h"
 
+#include <algorithm>
 #include <cstring>
 #include <initializer_list>
 #include <numeric>
@@ -48,6 +49,7 @@ int64_t count_of_every(const uint32_t* bits, int64_t rows, int64_t columns, int6
 
 void mask_pack(const uint8_t* dense, int64_t columns, uint32_t* bits, int64_t row0, int64_t row1) {
   const int64_t words = mask_words(columns);
+  if (words == 0) return;  // however many rows there are
   for (int64_t r = row0; r < row1; ++r) {
     const uint8_t* from = dense + r * columns;
     uint32_t* to = bits + r * words;
@@ -67,6 +69,7 @@ void mask_pack(const uint8_t* dense, int64_t columns, uint32_t* bits, int64_t ro
 
 void mask_unpack(const uint32_t* bits, int64_t columns, uint8_t* dense, int64_t row0, int64_t row1) {
   const int64_t words = mask_words(columns);
+  if (words == 0) return;  // however many rows there are
   for (int64_t r = row0; r < row1; ++r) {
     const uint32_t* from = bits + r * words;
     uint8_t* to = dense + r * columns;
@@ -82,6 +85,7 @@ void mask_unpack(const uint32_t* bits, int64_t columns, uint8_t* dense, int64_t 
 MaskStructure mask_structure(const uint32_t* bits, int64_t rows, int64_t columns, int64_t inner) {
   const int64_t words = mask_words(columns);
   MaskStructure s{Structure::unstructured, 0, 1, 1, 0, 0};
+  if (rows == 0 || columns == 0) return s.kind = Structure::empty, s;  // however many rows without columns
 
   // One pass: the number of active weights; whether all rows that are not empty are the same; the
   // greatest common divisors of the positions where rows, and where columns, change.
@@ -102,14 +106,12 @@ MaskStructure mask_structure(const uint32_t* bits, int64_t rows, int64_t columns
     }
     if (r > 0 && row_step != 1 && std::memcmp(row - words, row, bytes) != 0) row_step = std::gcd(row_step, r);
     for (int64_t w = 0; w < words && column_step != 1; ++w) {
-      uint32_t change = changes(row, w);
-      const int64_t valid = columns - w * 32;
-      if (valid < 32) change &= (1u << valid) - 1;  // the edge to the padding is no change
+      uint32_t change = changes(row, w) & mask_columns(w, columns);  // the edge to the padding is no change
       for (; change != 0 && column_step != 1; change &= change - 1)
         column_step = std::gcd(column_step, w * 32 + __builtin_ctz(change));
     }
   }
-  if (s.active == 0)
+  if (pattern == nullptr)
     s.kind = Structure::empty;
   else if (s.active == rows * columns)
     s.kind = Structure::full;
@@ -140,6 +142,56 @@ MaskStructure mask_structure(const uint32_t* bits, int64_t rows, int64_t columns
     }
   }
   return s;
+}
+
+namespace {
+
+// `count` bits, at most 32, from `at` on.
+uint32_t bits_at(const uint32_t* bits, int64_t at, int64_t count) {
+  uint64_t two = bits[at >> 5];
+  if ((at & 31) + count > 32) two |= (uint64_t)bits[(at >> 5) + 1] << 32;
+  return (uint32_t)(two >> (at & 31) & ((uint64_t{1} << count) - 1));
+}
+
+// The transpose where columns move in groups.
+void transpose_groups(const uint32_t* bits, int64_t rows, int64_t columns, int64_t taps, uint32_t* to, int64_t begin,
+                      int64_t end) {
+  const int64_t words = mask_words(columns), to_words = mask_words(rows * taps);
+  for (int64_t c = begin; c < end; ++c) {
+    uint32_t* const row = to + c * to_words;
+    std::fill(row, row + to_words, 0u);
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t t = 0; t < taps; t += 32) {
+        const int64_t count = std::min<int64_t>(32, taps - t), at = r * taps + t;
+        const uint64_t two = (uint64_t)bits_at(bits + r * words, c * taps + t, count) << (at & 31);
+        row[at >> 5] |= (uint32_t)two;
+        if (two >> 32) row[(at >> 5) + 1] |= (uint32_t)(two >> 32);
+      }
+  }
+}
+
+}  // namespace
+
+void mask_transpose(const uint32_t* bits, int64_t rows, int64_t columns, int64_t taps, uint32_t* to, int64_t begin,
+                    int64_t end) {
+  if (taps > 1) return transpose_groups(bits, rows, columns, taps, to, begin, end);
+  const int64_t words = mask_words(columns), to_words = mask_words(rows);
+  for (int64_t c = begin; c < end; c += 32) {
+    for (int64_t r = 0; r < rows; r += 32) {
+      uint32_t block[32];
+      for (int64_t i = 0; i < 32; ++i) block[i] = r + i < rows ? bits[(r + i) * words + (c >> 5)] : 0;
+      // Swaps halves, quarters, ... of a 32 x 32 bit matrix across its diagonal (Warren, Hacker's Delight, 7-3).
+      uint32_t mask = 0x0000ffff;
+      for (int step = 16; step != 0; step >>= 1, mask ^= mask << step) {
+        for (int i = 0; i < 32; i = (i + step + 1) & ~step) {
+          const uint32_t swap = (block[i] >> step ^ block[i + step]) & mask;
+          block[i] ^= swap << step;
+          block[i + step] ^= swap;
+        }
+      }
+      for (int64_t i = 0; i < 32 && c + i < columns; ++i) to[(c + i) * to_words + (r >> 5)] = block[i];
+    }
+  }
 }
 
 }  // namespace maskfuse

@@ -10,6 +10,12 @@ namespace maskfuse {
 
 inline constexpr int64_t mask_words(int64_t columns) { return (columns + 31) / 32; }
 
+// Bits of a row's word w that are columns.
+inline uint32_t mask_columns(int64_t w, int64_t columns) {
+  const int64_t count = columns - w * 32;
+  return count < 32 ? (1u << (count & 31)) - 1 : ~0u;
+}
+
 // Set bits of a word, without the instruction that a baseline build may not use or the call that would replace it.
 inline int count_bits(uint32_t word) {
   word -= word >> 1 & 0x55555555u;
@@ -22,6 +28,11 @@ void mask_pack(const uint8_t* dense, int64_t columns, uint32_t* bits, int64_t ro
 
 // The inverse; writes bytes 0 and 1.
 void mask_unpack(const uint32_t* bits, int64_t columns, uint8_t* dense, int64_t row0, int64_t row1);
+
+// Writes the transposed bits, [columns / taps][mask_words(rows * taps)], where `taps` neighbouring columns stay
+// together: rows [begin, end) of the result, in steps of 32.
+void mask_transpose(const uint32_t* bits, int64_t rows, int64_t columns, int64_t taps, uint32_t* to, int64_t begin,
+                    int64_t end);
 
 enum class Structure : int64_t { empty, full, channels, blocks, n_m, unstructured };
 

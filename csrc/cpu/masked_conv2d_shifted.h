@@ -31,9 +31,9 @@ namespace {
 template <class V>
 struct Shift {
   static constexpr int kVectors = kShiftedUnits * LaneMap<V>::kVectors;
-  bool left;                  // from lanes before one's own
   typename V::Turn turn;      // of the vector of these lanes and the next
   uint32_t inside[kVectors];  // lanes whose neighbour is in the image
+  bool left;                  // from lanes before one's own
 };
 
 // Lanes of a strip: place `first + lane` of all images' rows.

@@ -30,9 +30,7 @@ int64_t packed_rows(const uint32_t* bits, int64_t rows, int64_t columns, int64_t
   for (int64_t r = 0; r < rows; ++r) {
     to[r] = active;
     for (int64_t w = 0; w < words; ++w) {
-      uint32_t word = bits[r * words + w];
-      if (columns - w * 32 < 32) word &= (1u << (columns - w * 32)) - 1;
-      active += count_bits(word);
+      active += count_bits(bits[r * words + w] & mask_columns(w, columns));
     }
   }
   to[rows] = active;

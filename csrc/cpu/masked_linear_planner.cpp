@@ -93,7 +93,7 @@ Work work_of(Kernel kernel, const MaskedGemm& g) {
       w.count[kLane] = m * (k + n);
       if (!(g.packed && g.packed->ordered)) {
         // Dense enough rows are copied whole vectors at a time: see panel_values.
-        const double passed = lists.single_entries * (g.plan ? g.plan->header->chunk : kDenseChunk);
+        const double passed = lists.single_entries * (double)(g.plan ? g.plan->header->chunk : kDenseChunk);
         const bool whole = g.pass == Pass::forward && lists.singles * 4 > passed;
         w.count[g.pass == Pass::forward ? kValue : kValueDown] = whole ? 0 : lists.singles;
         w.count[kLongValue] = 4 * lists.shared + (whole ? passed : 0);

@@ -1,114 +1,22 @@
+// The scheduler: block after block, warps of a block and threads of a warp in an order that changes.
 #include "simt.h"
 
 #include <algorithm>
 #include <cstring>
-#include <deque>
-#include <exception>
-#include <functional>
 #include <memory>
-#include <mutex>
 #include <numeric>
-#include <random>
 #include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "stack.h"
-
-#if defined(__x86_64__)
-asm(R"(
-.text
-.globl maskfuse_simt_switch
-.hidden maskfuse_simt_switch
-.type maskfuse_simt_switch, @function
-maskfuse_simt_switch:
-  pushq %rbp
-  pushq %rbx
-  pushq %r12
-  pushq %r13
-  pushq %r14
-  pushq %r15
-  movq %rsp, (%rdi)
-  movq %rsi, %rsp
-  popq %r15
-  popq %r14
-  popq %r13
-  popq %r12
-  popq %rbx
-  popq %rbp
-  ret
-.size maskfuse_simt_switch, .-maskfuse_simt_switch
-)");
-#endif
+#include "machine.h"
 
 namespace maskfuse::simt {
+
+Machine machine;  // NOLINT(bugprone-throwing-static-initialization): without memory no test runs
+
 namespace {
-
-constexpr unsigned kWarp = 32;
-// As a device of compute capability 9.0 has them.
-constexpr unsigned kMostThreads = 1024;
-constexpr int kMostPartBarriers = 15;
-constexpr size_t kMostShared = 227 << 10;
-
-struct Copy {
-  char* to;
-  const char* from;
-  int bytes;
-};
-
-void carry_out(const Copy& copy) {
-  std::memcpy(copy.to, copy.from, (size_t)copy.bytes);
-  std::memset(copy.to + copy.bytes, 0, (size_t)(16 - copy.bytes));
-}
-
-enum class State { ready, at_barrier, at_exchange, waiting, at_part_barrier, ended };
-
-struct Thread {
-  Stack stack;
-  dim3 index;
-  State state = State::ready;
-  const char* name = nullptr;  // of the operation it waits in
-  void* record = nullptr;
-  void (*all)(void* const*) = nullptr;
-  std::deque<std::vector<Copy>> groups;  // committed
-  std::vector<Copy> open;
-  std::function<bool()> ready;
-  int part_id = 0, part_threads = 0;
-};
-
-using Work = std::function<void()>;
-struct Warp {
-  std::deque<std::vector<Work>> groups;
-  std::vector<Work> open;
-};
-
-// One launch at a time, on the thread that asked for it.
-struct Machine {
-  std::vector<std::unique_ptr<Thread>> threads;  // stacks are kept from block to block
-  unsigned count = 0;
-  Stack scheduler;
-  Thread* running = nullptr;
-  void (*kernel)(void*) = nullptr;
-  void* context = nullptr;
-  std::unique_ptr<char[]> shared_storage;
-  char* shared = nullptr;
-  bool late_copies = false;
-  std::vector<Warp> warps;
-  unsigned warp = 0;  // that runs
-  std::vector<Work> background;
-  std::exception_ptr failure;  // of a thread, which cannot throw over its own stack's end
-  std::mt19937_64 random{1};
-  int64_t launches = 0;
-  std::mutex mutex;
-} machine;
-
-// From the running thread back to the scheduler.
-void give_way(State state) {
-  Thread& thread = *machine.running;
-  thread.state = state;
-  thread.stack.switch_to(machine.scheduler, state == State::ended);
-}
 
 void entry() {
   Stack::begun(machine.scheduler);
@@ -277,72 +185,5 @@ cudaError_t run(dim3 grid, dim3 block, size_t shared_bytes, void (*kernel)(void*
 void* shared() { return machine.shared; }
 void seed(uint64_t value) { machine.random.seed(value); }
 int64_t launches() { return machine.launches; }
-
-void barrier() { give_way(State::at_barrier); }
-
-void exchange(const char* name, void* mine, void (*all)(void* const*)) {
-  Thread& thread = *machine.running;
-  thread.name = name, thread.record = mine, thread.all = all;
-  give_way(State::at_exchange);
-}
-
-void copy_async(void* to, const void* from, int bytes) {
-  if ((uintptr_t)to % 16 || (uintptr_t)from % 16) throw std::runtime_error("an asynchronous copy is not aligned");
-  const Copy copy{(char*)to, (const char*)from, bytes};
-  if (machine.late_copies)
-    machine.running->open.push_back(copy);
-  else
-    carry_out(copy);
-}
-
-void copy_commit() {
-  Thread& thread = *machine.running;
-  thread.groups.push_back(std::move(thread.open));
-  thread.open.clear();
-}
-
-void copy_wait(int groups_left) {
-  Thread& thread = *machine.running;
-  for (; (int)thread.groups.size() > groups_left; thread.groups.pop_front())
-    for (const Copy& copy : thread.groups.front()) carry_out(copy);
-}
-
-void wait_until(std::function<bool()> ready) {
-  if (ready()) return;
-  machine.running->ready = std::move(ready);
-  give_way(State::waiting);
-}
-
-void pause() {
-  for (auto turns = machine.random() % 4; turns > 0; --turns) give_way(State::ready);
-}
-
-void part_barrier(int id, int threads) {
-  if (id < 1 || id > kMostPartBarriers || threads <= 0 || threads % (int)kWarp)
-    throw std::runtime_error("a barrier of a part has a wrong number");
-  machine.running->part_id = id, machine.running->part_threads = threads;
-  give_way(State::at_part_barrier);
-}
-
-void in_background(std::function<void()> work) { machine.background.push_back(std::move(work)); }
-
-void warp_work(std::function<void()> work) {
-  if (machine.late_copies)
-    machine.warps[machine.warp].open.push_back(std::move(work));
-  else
-    work();
-}
-
-void warp_commit() {
-  Warp& warp = machine.warps[machine.warp];
-  warp.groups.push_back(std::move(warp.open));
-  warp.open.clear();
-}
-
-void warp_wait(int groups_left) {
-  Warp& warp = machine.warps[machine.warp];
-  for (; (int)warp.groups.size() > groups_left; warp.groups.pop_front())
-    for (const Work& work : warp.groups.front()) work();
-}
 
 }  // namespace maskfuse::simt

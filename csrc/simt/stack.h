@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 
 #if !defined(__x86_64__)
@@ -33,11 +34,12 @@ class Stack {
 #endif
 #if defined(__x86_64__)
     // As if it had been left by maskfuse_simt_switch, called at the very beginning of `entry`.
-    auto** top = (void**)(((size_t)memory_.get() + kBytes) / 16 * 16);
+    char* const end = memory_.get() + kBytes;
+    auto** top = (void**)(end - (uintptr_t)end % 16);
     *--top = nullptr;  // where a return address would be: the stack is aligned as after a call
     *--top = (void*)entry;
     for (int saved = 0; saved < 6; ++saved) *--top = nullptr;
-    pointer_ = top;
+    pointer_ = (void*)top;
 #else
     getcontext(&context_);
     context_.uc_stack.ss_sp = memory_.get();

@@ -18,7 +18,7 @@ void round_trip() {
     mask_pack(dense.data(), columns, bits.data(), 0, rows);
     for (int64_t r = 0; r < rows; ++r) {
       for (int64_t b = 0; b < mask_words(columns) * 32; ++b) {
-        const int bit = bits[r * mask_words(columns) + b / 32] >> (b % 32) & 1;
+        const bool bit = bits[r * mask_words(columns) + b / 32] >> (b % 32) & 1;
         CHECK(bit == (b < columns && dense[r * columns + b] != 0), "row %ld bit %ld of %ld", (long)r, (long)b,
               (long)columns);
       }

@@ -44,8 +44,10 @@ Tensor channel_scatter(const Tensor& input, const Tensor& channels, int64_t num_
   const Inverse channel = inverse(resolved(channels, num_channels, kOp, "channels"), rows, count, num_channels);
   STD_TORCH_CHECK(!unique || !channel.repeated, kOp, ": channels ", shape_of(channels), " has an index twice");
   Inverse sample{};
-  if (batch) sample = inverse(resolved(*batch, batch_size, kOp, "batch"), 1, in.samples, batch_size);
-  STD_TORCH_CHECK(!unique || !sample.repeated, kOp, ": batch ", shape_of(*batch), " has an index twice");
+  if (batch) {
+    sample = inverse(resolved(*batch, batch_size, kOp, "batch"), 1, in.samples, batch_size);
+    STD_TORCH_CHECK(!unique || !sample.repeated, kOp, ": batch ", shape_of(*batch), " has an index twice");
+  }
 
   ChannelCopy copy;
   Tensor out = result_of(in, batch_size, num_channels, &copy);

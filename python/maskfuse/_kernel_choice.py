@@ -68,7 +68,7 @@ def reads_packed(layer_or_mask: Any, dtype: torch.dtype, backend: str) -> bool:
     packed: Any = getattr(layer_or_mask, "_packed", ())
     if not packed or packed_by_triton(packed) != (backend == "triton"):
         return False
-    return bool(packed[-1].dtype == dtype and layer_or_mask._packed_holds(layer_or_mask._kept))
+    return bool(packed[-1].dtype == dtype and layer_or_mask._packed_for(layer_or_mask._kept, layer_or_mask._mask))
 
 
 def gpu_of(device: torch.device) -> tuple[int, int]:

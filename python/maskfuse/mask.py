@@ -71,11 +71,14 @@ class Mask(PackedMask):
 
         Raises:
             TypeError: `bits` is not an int32 tensor, or `shape` no sequence.
-            ValueError: `bits` has another shape than `shape` needs, or bits set past the last column.
+            ValueError: `bits` has another shape than `shape` needs, bits set past the last column, or no values of its
+                own: it is sparse or on meta.
         """
         rows, columns = rows_columns(shape, "shape")
         if not isinstance(bits, Tensor) or bits.dtype != torch.int32:
             raise TypeError(f"bits must be an int32 tensor, got {describe(bits)}")
+        if bits.layout is not torch.strided or bits.is_nested or bits.is_meta:
+            raise ValueError(f"bits must be a plain tensor with values, got one of {bits.layout} on {bits.device}")
         if tuple(bits.shape) != (rows, words(columns)):
             raise ValueError(
                 f"bits must have shape {[rows, words(columns)]} for a mask of shape {list(shape)}, "
@@ -273,7 +276,11 @@ class Mask(PackedMask):
 
 
 def _rebuild(bits: Tensor, shape: Sequence[int]) -> Mask:
-    """What a pickle calls; its bits are checked like anybody's."""
+    """What a pickle calls; its bits are checked like anybody's, and have to be there, not one for a whole mask."""
+    if isinstance(bits, Tensor) and bits.layout is torch.strided and not bits.is_nested and not bits.is_meta:
+        needed, found = bits.numel() * bits.element_size(), bits.untyped_storage().nbytes()
+        if needed > found:
+            raise ValueError(f"bits of shape {list(bits.shape)} take {needed} bytes, and the pickle has {found}")
     return Mask.from_bits(bits, shape)
 
 

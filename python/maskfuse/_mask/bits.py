@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from ..ops.mask import words
+from ..ops.mask import unpacked, words
 
 
 def rows_columns(shape: Sequence[int], name: str) -> tuple[int, int]:
@@ -54,6 +54,8 @@ def packed_bits(dense: Tensor) -> Tensor:
 
 def unpacked_bits(bits: Tensor, columns: int) -> Tensor:
     """The bool tensor `[rows, columns]` that has these bits, on their device."""
+    if backends.traced_plainly():
+        return unpacked(bits, columns)
     ops = bit_ops(bits.device)
     if ops is None:
         return torch.ops.maskfuse.mask_unpack(bits.cpu(), columns).to(bits.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 from typing import Any
 
@@ -13,6 +14,16 @@ from .bits import bit_ops, rows_columns
 from .packed import PackedMask
 
 _planning = threading.Lock()
+
+
+def _unlock_in_child() -> None:
+    """A process forked while another thread made a plan has the lock, and nobody who would release it."""
+    global _planning
+    _planning = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_unlock_in_child)
 
 # Weights below which a call costs more than anything that a plan could save.
 _PLANNED = 4096

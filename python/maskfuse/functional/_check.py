@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import backends
 from .._checks import describe
 from .._mask.plans import plan_waits
 from ..mask import Mask
@@ -60,8 +61,11 @@ def linear_operands(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
             raise ValueError(f"bias must have shape {[weight.shape[0]]}, got {describe(bias)}")
 
 
-def of_one_call(dense: Tensor) -> Mask:
-    """`Mask.from_dense` for a call that makes its mask and drops it: without a plan where making one would wait."""
+def of_one_call(dense: Tensor) -> Mask | Tensor:
+    """`Mask.from_dense` for a call that makes its mask and drops it: without a plan where making one would wait. The
+    reference, traced, takes the tensor as it is."""
+    if backends.traced_plainly():
+        return dense
     mask = Mask.from_dense(dense)
     return Mask(mask.bits, mask.shape, plan=[]) if plan_waits(mask.device) else mask
 

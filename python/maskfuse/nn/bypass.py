@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .._checks import check_module, describe
 from ..functional import _check
+from ..ops.autograd import has_tangent
 from ._numbers import number, positive
 from ._samples import (
     check_active,
@@ -197,7 +198,7 @@ class Bypass(Skipping):
             )
         logits = logits.reshape(samples)
         active = logits.detach() > 0
-        if not (torch.is_grad_enabled() and logits.requires_grad):
+        if not (torch.is_grad_enabled() and (logits.requires_grad or has_tangent(logits))):
             return self._select(input, active)
         soft = torch.sigmoid(logits / self.temperature)
         if self.dense_gradient and self.training:

@@ -207,7 +207,7 @@ class ChannelGate(nn.Module):
         assert self.k is not None
         unknown = statistic.isnan()
         order = statistic.masked_fill(unknown, -float("inf")).sort(dim=1, descending=True, stable=True)
-        active = torch.zeros_like(unknown).scatter(1, order.indices[:, : self.k], True) & ~unknown
+        active = torch.zeros_like(unknown).scatter(1, order.indices[:, : self.k], 1) & ~unknown
         last = max(self.k, 1)
         return active, order.values[:, last - 1 : last]
 

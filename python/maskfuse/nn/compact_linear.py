@@ -74,5 +74,5 @@ class CompactLinear(CompactLayer):
             ValueError: a shape or device that does not fit.
             RuntimeError: the backend asked for cannot run on the input's device.
         """
-        packed = self._packed if self._packed and self._packed_holds(self.values) else []
-        return checked_compact_linear(input, self.values, self._mask, self.bias, packed, channels)
+        values, mask = self.values, self._mask
+        return checked_compact_linear(input, values, mask, self.bias, self._packed_for(values, mask), channels)

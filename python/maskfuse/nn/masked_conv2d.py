@@ -101,7 +101,7 @@ class MaskedConv2d(MaskedLayer, nn.Conv2d):
     ) -> Tensor:
         input, padding = padded(self, input)
         mask = self._mask
-        packed = self._packed if self._packed and self._packed_holds(weight) else []
+        packed = self._packed_for(weight, mask)
         usual = channels is None and not isinstance(padding, str) and input.dim() == 4 and weight.numel() > 0
         if usual and takes_short_way(input, weight, bias, mask):
             plan = mask.plan if self.groups == 1 else []  # which is what tells that a mask is full

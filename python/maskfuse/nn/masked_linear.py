@@ -76,9 +76,8 @@ class MaskedLinear(MaskedLayer, nn.Linear):
             ValueError: a shape or device that does not fit.
             RuntimeError: the backend asked for cannot run on the input's device.
         """
-        weight, bias, mask, packed = self.weight, self.bias, self._mask, self._packed
-        if packed and not self._packed_holds(weight):
-            packed = []
+        weight, bias, mask = self.weight, self.bias, self._mask
+        packed = self._packed_for(weight, mask)
         if channels is None and takes_short_way(input, weight, bias, mask):
             plan = [*mask.plan, *packed] if packed else mask.plan
             if mask.known_full and ops.LIBRARY_GEMM:

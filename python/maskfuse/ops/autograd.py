@@ -14,6 +14,7 @@ from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
+from torch._functorch import pyfunctorch
 from torch.autograd import forward_ad
 
 from .._traced import func_is_tracing, outside_of_graphs
@@ -29,30 +30,59 @@ class Product(Protocol):
         ...
 
 
+def has_tangent(t: Tensor) -> bool:
+    """True where an operand is being differentiated in forward mode."""
+    return (
+        forward_ad._current_level >= 0
+        and (t.is_floating_point() or t.is_complex())
+        and forward_ad.unpack_dual(t).tangent is not None
+    )
+
+
 def is_transformed(args: Sequence[Any]) -> bool:
     """True under `torch.func` transforms, and where an operand carries a forward-mode tangent."""
     if torch._C._are_functorch_transforms_active():
         return True
-    return forward_ad._current_level >= 0 and any(
-        forward_ad.unpack_dual(t).tangent is not None
-        for t in args
-        if isinstance(t, Tensor) and (t.is_floating_point() or t.is_complex())
-    )
+    return any(isinstance(t, Tensor) and has_tangent(t) for t in args)
 
 
 _is_compiling = torch.compiler.is_compiling
 _func_is_active = torch._C._are_functorch_transforms_active
 _casts = torch._C._is_any_autocast_enabled
+_is_jit_tracing = torch._C._is_tracing
 
 
 def plain() -> bool:
     """True where an op is just an op: nothing traces, transforms or casts it, and no forward-mode level is open."""
-    return not (_is_compiling() or _func_is_active() or _casts() or forward_ad._current_level >= 0)
+    return not (_is_compiling() or _func_is_active() or _casts() or forward_ad._current_level >= 0 or _is_jit_tracing())
 
 
 def is_recorded(args: Sequence[Any]) -> bool:
     """True where a gradient of an operand may be asked for."""
     return torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in args)
+
+
+def one_forward_level(jvp: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A Function's `jvp`, which refuses to be differentiated in forward mode again: torch calls it with forward mode
+    off, so that tangents of levels around it would be zero."""
+
+    def checked(*args: Any) -> Tensor:
+        levels = pyfunctorch.retrieve_all_functorch_interpreters() if _func_is_active() else []
+        if sum(level.key() == pyfunctorch.TransformType.Jvp for level in levels) > 1:
+            raise NotImplementedError(
+                "maskfuse has no forward-mode derivative of a forward-mode derivative (jvp of jvp, jacfwd of jacfwd): "
+                "take one of them in reverse mode, as torch.func.hessian does"
+            )
+        return jvp(*args)
+
+    return checked
+
+
+class _Sizes:
+    """Integers that functorch passes on as one value, where it would take a list apart."""
+
+    def __init__(self, values: Sequence[int]) -> None:
+        self.values = list(values)
 
 
 def shape_of(operand: Tensor | torch.Size) -> torch.Size:
@@ -87,7 +117,7 @@ def multilinear(
         return flat + tensors
 
     def unflatten(flat: Sequence[Any]) -> list[Any]:
-        args = list(flat[:count])
+        args = [a.values if isinstance(a, _Sizes) else a for a in flat[:count]]
         if plan is not None:
             args[plan] = list(flat[count:])
         return args
@@ -140,6 +170,7 @@ def multilinear(
         behind = len(ctx.output_shape) - 1 - channel % len(ctx.output_shape)
         return row.reshape(*row.shape, *[1] * behind)
 
+    @one_forward_level
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
         args = unflatten(restore(ctx))
         if bias is not None:
@@ -190,19 +221,32 @@ def multilinear(
     )
 
     def apply_transformed(*args: Any) -> Tensor:
-        return transformed.apply(*flatten(args))
+        flat = flatten(args)
+        return transformed.apply(*[_Sizes(a) if isinstance(a, (list, tuple)) else a for a in flat])
 
     # Compilers drop the tangents of tensors that come from outside: with such, the op breaks the graph.
     transformed_outside = outside_of_graphs(apply_transformed)
     func_traces = func_is_tracing(apply_transformed)
 
+    def exportable(args: Sequence[Any]) -> Sequence[Any]:
+        # AOTInductor of torch 2.13 gives an op None where a list of tensors is empty. Ops on the CPU take this instead.
+        if plan is None or args[plan] or not torch.compiler.is_exporting():
+            return args
+        if namespace != "maskfuse" or not args[plan - 1].is_cpu:
+            return args
+        none = args[plan - 1].new_empty(0)  # int32, as the bits are
+        return [*args[:plan], [none, none], *args[plan + 1 :]]
+
     def call(*args: Any) -> Tensor:
         if torch.compiler.is_compiling():
+            args = tuple(exportable(args))
             if func_traces():
                 return apply_transformed(*args)
             return op(*args) if forward_ad._current_level < 0 else transformed_outside(*args)
         if is_transformed(args):
             return apply_transformed(*args)
+        if _is_jit_tracing():  # which keeps ops, and of a Function nothing that could be saved
+            return op(*args)
         # Function.apply has a cost of its own, so it is skipped where nothing would use it.
         return recorded.apply(*flatten(args)) if is_recorded(args) else below_autograd(args)
 

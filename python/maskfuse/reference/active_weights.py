@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..mask import Mask
@@ -15,8 +16,9 @@ def expand_active(values: Tensor, mask: Mask) -> Tensor:
         values: `[active]`, any dtype.
         mask: `Mask` of any shape.
     """
-    places = mask.dense().reshape(-1).nonzero().squeeze(1)
-    return values.new_zeros(mask.numel).index_copy(0, places, values).reshape(mask.shape)
+    active = mask.dense().reshape(-1)
+    # A masked weight is the zero in front of the values. No size depends on the bits, so this exports.
+    return torch.cat([values.new_zeros(1), values])[active.cumsum(0) * active].reshape(mask.shape)
 
 
 def collect_active(weight: Tensor, mask: Mask) -> Tensor:
