@@ -199,6 +199,7 @@ def test_packed_layers():
 @pytest.mark.parametrize(("share", "listed"), [(0.5, True), (0.7, True), (0.75, False), (1.0, False)])
 def test_lists_are_kept_where_they_leave_out_enough(share, listed):
     """By rows and by channels alike; `explain` asks the same."""
+    assert backends.trusted("triton", "masked_linear", torch.device("cpu"))  # for which the ops are imported
     blocks = torch.arange(40).reshape(5, 8) < 40 * share
     for rows, columns in ((128, 64), (64, 128)):
         dense = blocks.repeat_interleave(rows, 0).repeat_interleave(columns, 1)

@@ -12,7 +12,7 @@ from pathlib import Path
 import maskfuse
 import pytest
 import torch
-from maskfuse import Mask
+from maskfuse import Mask, backends
 from maskfuse.nn import MaskedConv2d, MaskedLinear
 from torch.library import opcheck
 from triton_runs import interpreted, needs_triton, run
@@ -37,6 +37,7 @@ def test_compile(compiler):
 
 @interpreted
 def test_opcheck():
+    assert backends.trusted("triton", "masked_linear", torch.device("cpu"))  # for which the ops are imported
     ops = torch.ops.maskfuse_triton
     x, w, dy, b = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((3, 37), (5, 37), (3, 5), (5,)))
     bits = Mask.random((5, 37), 0.5).bits
