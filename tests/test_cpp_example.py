@@ -29,7 +29,7 @@ def cmake(*arguments):
 
 @functools.cache
 def program():
-    """The example's executable, built once; a later session rebuilds what changed."""
+    """The example's executable, built once; a later run of the tests rebuilds what changed."""
     folder = ROOT / "build/cmake/example"
     made = cmake("-S", SOURCE, "-B", folder, f"-DTORCH_ROOT={Path(torch.__file__).parent}")
     assert made.returncode == 0, made.stdout + made.stderr
