@@ -192,8 +192,8 @@ def caption(data: object) -> str:
             "weights, each counted once."
         )
     return (
-        "Each contender against torch's dense layer in the same run. DeepSparse and SparseProp hold their weights packed: "
-        "`maskfuse, packed` is what to compare them with. Lines end where nothing was measured."
+        "Each contender against torch's dense layer in the same run. DeepSparse and SparseProp hold their weights "
+        "packed: `maskfuse, packed` is what to compare them with. Lines end where nothing was measured."
     )
 
 
