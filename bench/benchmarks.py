@@ -79,7 +79,7 @@ def _no_gloo() -> str:
 
 
 LINEAR = "bench_masked_linear.py"
-GPU = ("gpu.py", "--skip-tests")
+GPU = ("gpu.py", "--skip-tests", "--in-place")
 
 BENCHMARKS = (
     Benchmark("yardsticks", ("yardsticks.py",), "what a product and a copy reach here"),

@@ -106,21 +106,22 @@ def draw_speed_up(panels: list[Panel], machine: str) -> pyplot.Figure:
     return figure
 
 
-def roofs(results: dict[str, dict]) -> dict[str, float]:
-    """Measured peaks of the machine: `GFLOP/s` and `GB/s`.
+def roofs(results: dict[str, dict]) -> dict:
+    """Measured peaks of the machine: `GFLOP/s` and `GB/s`, and what they are `measured by`.
 
     Of bench/yardsticks.py where that has run; else the largest dense product of bench_masked_linear.py, and the fastest
     copy from memory of bench_channel_gather.py.
     """
     if "yardsticks" in results:
-        return dict(results["yardsticks"]["roofs"])
+        return {**results["yardsticks"]["roofs"], "measured by": "`bench/yardsticks.py`"}
     if not {"masked_linear", "channel_gather"} <= set(results):
         return {}
     forward = [r for r in results["masked_linear"]["rows"] if r["section"] == "grid"]
     flops = max(2 * r["batch"] * r["out"] * r["in"] / r["dense ms"] / 1e6 for r in forward)
     copies = [r for r in results["channel_gather"]["rows"] if r["source"] == "memory" and r.get("clone us")]
     bandwidth = max(r["GB/s"] * r["maskfuse us"] / r["clone us"] for r in copies)
-    return {"GFLOP/s": flops, "GB/s": bandwidth}
+    by = "the largest dense product of `bench_masked_linear.py`, the fastest copy of `bench_channel_gather.py`"
+    return {"GFLOP/s": flops, "GB/s": bandwidth, "measured by": by}
 
 
 # density -> colour and marker; masks without structure
@@ -179,6 +180,21 @@ PICTURES = {
     "speed_up.svg": ("speed against density, one line a contender", speed_up, draw_speed_up),
     "roofline.svg": ("achieved GFLOP/s against arithmetic intensity", roofline, draw_roofline),
 }
+
+
+def caption(data: object) -> str:
+    """What a reader must know to read a picture."""
+    if isinstance(data, dict):
+        peaks = data["roofs"]
+        return (
+            f"Roofs: {peaks['GFLOP/s']:.0f} GFLOP/s and {peaks['GB/s']:.0f} GB/s, of {peaks['measured by']}. A point "
+            "is a layer; useful are the products with active weights, and bytes those of input, output and active "
+            "weights, each counted once."
+        )
+    return (
+        "Each contender against torch's dense layer in the same run. DeepSparse and SparseProp hold their weights "
+        "packed: `maskfuse, packed` is what to compare them with. Lines end where nothing was measured."
+    )
 
 
 def drawn_from(data: object) -> str:

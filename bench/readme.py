@@ -36,7 +36,10 @@ def texts(folder: Path, root: Path = ROOT) -> dict[Path, str]:
         raise SystemExit(f"{folder} has no JSON files")
     own = folder == RESULTS
     at = root / "bench/RESULTS.md" if own else folder / "RESULTS.md"
-    shown = [(f"results/{name}" if own else name, what) for name, (what, *_) in plots.pictures(results).items()]
+    pictures = plots.pictures(results)
+    shown = [
+        (f"results/{name}" if own else name, what, plots.caption(data)) for name, (what, data, _) in pictures.items()
+    ]
     others = sorted(str(path.relative_to(at.parent)) for path in folder.glob("*/RESULTS.md")) if own else []
     found = {at: page(results, shown, others)}
     if own:

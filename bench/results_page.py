@@ -50,9 +50,9 @@ def _yardsticks(results: dict[str, dict]) -> list[str]:
     return ["", *wrapped(f"{source(results['yardsticks'])}. {listed[0].upper()}{listed[1:]}.")]
 
 
-def page(results: dict[str, dict], plots: list[tuple[str, str]], others: list[str]) -> str:
-    """Markdown of all results of a folder; `plots` are paths from the page on, and what they show, `others` those of
-    other machines' pages."""
+def page(results: dict[str, dict], plots: list[tuple[str, str, str]], others: list[str]) -> str:
+    """Markdown of all results of a folder; `plots` are paths from the page on, what they show, and captions, `others`
+    paths of other machines' pages."""
     labels = machines(results)
     lines = [
         "# Results",
@@ -71,8 +71,8 @@ def page(results: dict[str, dict], plots: list[tuple[str, str]], others: list[st
         lines += [first, *[f"  {line}" for line in rest]]
     lines += ["", f"Other machines: {', '.join(f'[{path}]({path})' for path in others)}."] if others else []
     lines += _yardsticks(results)
-    for path, what in plots:
-        lines += ["", f"![{what}]({path})"]
+    for path, what, caption in plots:
+        lines += ["", f"![{what}]({path})", "", *wrapped(caption)]
     for name, section in SECTIONS.items():
         if name not in results:
             continue

@@ -162,4 +162,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    try:
+        raise SystemExit(main())
+    except KeyboardInterrupt:
+        print("interrupted: what had been measured is written, the pages are not", file=sys.stderr)
+        raise SystemExit(130) from None

@@ -11,10 +11,8 @@ Row = list[str]
 
 def _span(values: Iterable[float]) -> str:
     """The smallest to the largest of some ratios, or nothing where there is none."""
-    found = sorted(values)
-    if not found:
-        return ""
-    return f"{found[0]:.2f}" if len(found) == 1 else f"{found[0]:.2f} to {found[-1]:.2f}"
+    found = [f"{value:.2f}" for value in sorted(values)]
+    return " to ".join(dict.fromkeys([found[0], found[-1]])) if found else ""
 
 
 def _ratios(result: dict, key: str = "vs dense", **wanted: object) -> str:
@@ -103,11 +101,12 @@ def _gpu(result: dict) -> list[Row]:
         "channel mask, half x half, 4096x4096, 8192 tokens, gather included": 2,
         "packed decode, 8192x8192, batch 1, 90 %": 4,
     }
+    gpu = " ".join(result["device"]["name"].split()[:2])
     found = []
     for row in result["rows"]:
         if row["name"] in wanted and row["status"] == "measured":
             against = next(iter(row["ratios"]))
-            found.append([f"bfloat16: {row['name']}", f"`{against}`", "", "", ""])
+            found.append([f"{gpu}, bfloat16: {row['name']}", f"`{against}`", "", "", ""])
             found[-1][wanted[row["name"]]] = f"{row['ratios'][against]:.2f}"
     return found
 

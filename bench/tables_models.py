@@ -130,12 +130,12 @@ def gpu(result: dict, label: str) -> list[str]:
             rows.append([row["name"], f"{row['ms']['maskfuse']:.3f}", other, f"{row['ratios'][other]:.2f}"])
             rows[-1].append(goals.get(other, ""))
     known = [{"met": t["met"]} for row in result["rows"] for t in row["targets"] if t["met"] is not None]
-    stick = result["yardsticks"]
+    sticks = [(*name.rsplit(" ", 1), value) for name, value in result["yardsticks"].items()]
+    reached = ", ".join(f"{what} {value:.3g} {unit}" for what, unit, value in sticks)
     return [
         *wrapped(
             f"`{command_of(result)}`, {date_of(result)}: {label}, torch {result['versions']['torch']}, commit "
-            f"{result['commit']}, bfloat16 unless a row says otherwise; here a copy moves "
-            f"{stick['copy TB/s']:.1f} TB/s, a large product reaches {stick['bfloat16 8192^3 TFLOP/s']:.0f} TFLOP/s. "
+            f"{result['commit']}, bfloat16 unless a row says otherwise; what is reached here: {reached}. "
             "How many times faster than what stands beside it, in alternating rounds of CUDA graphs; "
             f"{met({'targets': known})} targets are met:"
         ),
