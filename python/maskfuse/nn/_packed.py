@@ -31,7 +31,7 @@ class PackedLayer(LayerWithMask):
 
     @abstractmethod
     def _pack(self, mask: Mask) -> list[Tensor]:
-        """The weight packed under the layer's mask, as the op takes it behind the plan; empty where nothing is gained."""
+        """The weight packed under a mask, as the op takes it behind the plan; empty where nothing is gained."""
 
     def pack(self) -> Self:
         """Copies the active weights together; returns itself.
