@@ -21,7 +21,9 @@ def operands(draw, few, least):
     kernel = draw(st.sampled_from([(1, 1), (3, 3), (3, 3), (1, 3), (2, 4), (5, 5)]))
     height, width = size(draw, 1, 6 if few else 12, 1, 7), size(draw, 1, 6 if few else 20, 1, 16)
     batch = draw(st.integers(1 if least else 0, 3))
-    stride, dilation = draw(PAIRS), draw(PAIRS)
+    # Torch's own convolution, which runs those in groups and real-valued masks, is wrong in bfloat16 for one or two
+    # channels at a stride where oneDNN multiplies in tiles (torch 2.13): other numbers in every call, or a crash.
+    stride, dilation = draw(PAIRS) if dtype.itemsize > 2 else 1, draw(PAIRS)
     padding = draw(st.one_of(st.integers(0, 4), st.tuples(st.integers(0, 2), st.integers(0, 3))))
     for at, extent in enumerate((height, width)):
         padded = extent + 2 * (padding if isinstance(padding, int) else padding[at])
