@@ -8,14 +8,17 @@ from drawn import check_examples, check_masked_gradient, check_sums, drawn_mask,
 from hypothesis import assume
 from hypothesis import strategies as st
 from maskfuse import gated_conv2d, masked_conv2d, reference
+from test_masked_conv2d import preferring
 
 PAIRS = st.one_of(st.integers(1, 3), st.tuples(st.integers(1, 3), st.integers(1, 3)))
 
 
-def operands(draw, few, least):
+def operands(draw, few, least, halves):
     """Input, weight and bias, and stride, padding, dilation and groups; channels are at least so many."""
-    dtype = draw(st.sampled_from(DTYPES))
     groups = draw(st.sampled_from([1, 1, 1, 2, 3]))
+    # Torch's own convolution, which runs those in groups and real-valued masks, is wrong in bfloat16 for a few channels
+    # where oneDNN multiplies in tiles (torch 2.13): other numbers in every call, or a crash.
+    dtype = draw(st.sampled_from(DTYPES if halves and groups == 1 else DTYPES[:2]))
     most = 5 if few else 40
     inp, out = size(draw, least, most, 1, 16), size(draw, least, most, 1, 17)
     kernel = draw(st.sampled_from([(1, 1), (3, 3), (3, 3), (1, 3), (2, 4), (5, 5)]))
@@ -36,8 +39,8 @@ def terms(x, w, y):
     return [w[0].numel() + 1 if w.shape[0] else 1, w.numel(), pixels, pixels, pixels]
 
 
-def check_binary(draw, few):
-    (x, w, b), geometry = operands(draw, few, least=0)
+def check_binary(draw, few, halves):
+    (x, w, b), geometry = operands(draw, few, 0, halves)
     assume(w.shape[0] and w.shape[1])
     mask = drawn_mask(draw, w.shape)
     w = spoiled(draw, w, mask)
@@ -59,11 +62,12 @@ def gradient(draw):
 
 
 def test_masked_conv2d(backend):
-    check_examples(check_binary, backend, few=backend == "triton")
+    with preferring("accumulate"):  # our own kernels wherever there is one
+        check_examples(check_binary, backend, few=backend == "triton", halves=backend != "reference")
 
 
 def check_real_valued(draw, few, call, exact, scores=None):
-    (x, w, b), geometry = operands(draw, few, least=1)
+    (x, w, b), geometry = operands(draw, few, 1, halves=False)
     factor = laid_out(draw, torch.randn(w.shape).to(w.dtype))
 
     def ours(x, w, b, factor):

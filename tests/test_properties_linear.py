@@ -94,7 +94,8 @@ def check_packed(draw):
         return reference.masked_linear(x, w, mask, b)
 
     wide = [t.double() for t in (x, w, b)]
-    assert_sums_close(packed, exact(*wide), exact(*(t.abs() for t in wide)), w.dtype, w.shape[1] + 1)
+    rounded = mask.known_full and w.dtype.itemsize == 2  # F.linear may add the bias to a product that it has rounded
+    assert_sums_close(packed, exact(*wide), exact(*(t.abs() for t in wide)), w.dtype, w.shape[1] + 1, rounded)
 
 
 def test_packed():

@@ -11,15 +11,18 @@ using namespace maskfuse::test;
 
 namespace {
 
-// Starts threads one after another, some of them late.
+// Starts threads that begin together, or some of them late.
 struct Started {
   bool late;
   template <class Work>
   void operator()(int64_t threads, const Work& work) const {
     std::vector<std::thread> pool;
+    std::atomic<int64_t> ready{0};
     for (int64_t t = 0; t < threads; ++t)
       pool.emplace_back([&, t] {
         if (late && t % 2 == 1) std::this_thread::sleep_for(std::chrono::milliseconds(2));
+        ready.fetch_add(1, std::memory_order_relaxed);
+        while (!late && ready.load(std::memory_order_relaxed) < threads) std::this_thread::yield();
         work(t);
       });
     for (auto& thread : pool) thread.join();
@@ -42,6 +45,7 @@ void one_call(int phases, int64_t threads, int64_t most, size_t scratch_bytes, b
       *own = sum;
       sum = *own;
     }
+    if (task % 3 == 0) std::this_thread::yield();  // others have a part in each phase, on a machine of few cores too
     result[phase][task] += sum;
   };
   run_phases(tasks, phases, threads, scratch_bytes, run, Started{late});

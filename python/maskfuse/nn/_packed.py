@@ -30,8 +30,8 @@ class PackedLayer(LayerWithMask):
     _packed_from: tuple[Tensor, int | None, Mask, list[Tensor]] | None
 
     @abstractmethod
-    def _pack(self) -> list[Tensor]:
-        """The packed weight, as the op takes it behind the plan; empty where there is nothing to gain."""
+    def _pack(self, mask: Mask) -> list[Tensor]:
+        """The weight packed under a mask, as the op takes it behind the plan; empty where nothing is gained."""
 
     def pack(self) -> Self:
         """Copies the active weights together; returns itself.
@@ -51,9 +51,9 @@ class PackedLayer(LayerWithMask):
         nothing to gain and nothing is packed.
         """
         self.unpack()
-        if self._kept.device.type in self.packs_on and self._mask.plan:
-            kept, mask, version = self._kept, self._mask, _version(self._kept)
-            packed = self._pack()
+        kept, mask = self._kept, self._mask
+        if kept.device.type in self.packs_on and mask.plan:
+            version, packed = _version(kept), self._pack(mask)
             if mask is self._mask:  # no other thread has set another meanwhile
                 self._packed_from = (kept, version, mask, packed)
                 self._packed = packed

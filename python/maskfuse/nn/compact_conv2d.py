@@ -64,7 +64,7 @@ class CompactConv2d(CompactLayer):
         )
         self._set_up(plain, mask)
 
-    def _pack(self) -> list[Tensor]:
+    def _pack(self, mask: Mask) -> list[Tensor]:
         return []  # kernels read the weight too
 
     def forward(self, input: Tensor, channels: Tensor | None = None) -> Tensor:

@@ -56,8 +56,8 @@ class CompactLinear(CompactLayer):
         super().__init__()
         self._set_up(nn.Linear(in_features, out_features, bias, device, dtype), mask)
 
-    def _pack(self) -> list[Tensor]:
-        return torch.ops.maskfuse.masked_linear_pack(self.weight.detach(), self._mask.bits, self._mask.plan)
+    def _pack(self, mask: Mask) -> list[Tensor]:
+        return torch.ops.maskfuse.masked_linear_pack(self.weight.detach(), mask.bits, mask.plan)
 
     def forward(self, input: Tensor, channels: Tensor | None = None) -> Tensor:
         """`input` `[..., in_features]` -> `[..., out_features]`; see `maskfuse.functional.compact_linear`.

@@ -74,10 +74,10 @@ class MaskedConv2d(MaskedLayer, nn.Conv2d):
         rest = {"bias": layer.bias is not None, "padding_mode": layer.padding_mode}
         return {name: getattr(layer, name) for name in names} | rest
 
-    def _pack(self) -> list[Tensor]:
+    def _pack(self, mask: Mask) -> list[Tensor]:
         if self.groups != 1:
             return []
-        return torch.ops.maskfuse.masked_conv2d_pack(self.weight.detach(), self._mask.bits, self._mask.plan)
+        return torch.ops.maskfuse.masked_conv2d_pack(self.weight.detach(), mask.bits, mask.plan)
 
     def forward(self, input: Tensor, channels: Tensor | None = None) -> Tensor:
         """`input` `[batch, in_channels, height, width]`, or without `batch`; see `maskfuse.masked_conv2d`.

@@ -57,9 +57,9 @@ class MaskedLinear(MaskedLayer, nn.Linear):
             "bias": layer.bias is not None,
         }
 
-    def _pack(self) -> list[Tensor]:
+    def _pack(self, mask: Mask) -> list[Tensor]:
         pack = choose("masked_linear", self.weight.device).ops.get("masked_linear_pack")
-        return pack(self.weight.detach(), self._mask) if pack is not None else []
+        return pack(self.weight.detach(), mask) if pack is not None else []
 
     def forward(self, input: Tensor, channels: Tensor | None = None) -> Tensor:
         """`input` `[..., in_features]` -> `[..., out_features]`; see `maskfuse.masked_linear`.
