@@ -99,8 +99,7 @@ struct Cuda {
 };
 
 // The active weights alone, for calls of few rows. Waits for the device, which counts them.
-std::vector<Tensor> masked_linear_pack(const Tensor& weight, const Tensor& bits,
-                                       const std::vector<Tensor>& /*plan*/) {
+std::vector<Tensor> masked_linear_pack(const Tensor& weight, const Tensor& bits, const std::vector<Tensor>& /*plan*/) {
   constexpr const char* kOp = "masked_linear_pack";
   const OneDevice guard(kOp, {{&weight, "weight"}, {&bits, "bits"}});
   STD_TORCH_CHECK(weight.dim() == 2, kOp, ": weight must have shape [out, in], got ", shape_of(weight));
