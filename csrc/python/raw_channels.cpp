@@ -44,13 +44,13 @@ void check(const Array<float>& input) {
   if (input.ndim() != 3) throw py::value_error("input must have shape [samples, channels, pixels]");
 }
 
-Array<float> channel_gather(Array<float> input, Array<int32_t> channels, bool naive, int threads) {
+Array<float> channel_gather(const Array<float>& input, const Array<int32_t>& channels, bool naive, int threads) {
   check(input);
   return copied(input, resolved(channels, input.shape(1)), naive, threads);
 }
 
-Array<float> channel_scatter(Array<float> input, Array<int32_t> channels, int64_t num_channels, bool naive,
-                             int threads) {
+Array<float> channel_scatter(const Array<float>& input, const Array<int32_t>& channels, int64_t num_channels,
+                             bool naive, int threads) {
   check(input);
   if (num_channels < 0 || channels.size() != input.shape(1))
     throw py::value_error("channels must name a place for each channel of input");

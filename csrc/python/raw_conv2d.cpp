@@ -46,8 +46,8 @@ struct Problem {
       throw py::value_error("size is the input's for input_grad, the kernel's for weight_grad, and none for forward");
     const bool weight_grad = conv.pass == Pass::weight_grad;
     const py::array_t<T>& image = conv.pass == Pass::input_grad ? a : weight_grad ? b : a;
-    const Pair input = conv.pass == Pass::input_grad ? *size : Pair{image.shape(2), image.shape(3)};
-    const Pair kernel = weight_grad ? *size : Pair{b.shape(2), b.shape(3)};
+    const Pair input = conv.pass == Pass::input_grad ? size.value_or(Pair{}) : Pair{image.shape(2), image.shape(3)};
+    const Pair kernel = weight_grad ? size.value_or(Pair{}) : Pair{b.shape(2), b.shape(3)};
     if (input[0] < 1 || input[1] < 1 || kernel[0] < 1 || kernel[1] < 1) throw py::value_error("sizes must be positive");
     ConvShape& s = conv.shape;
     s.batch = a.shape(0), s.in = b.shape(1), s.out = weight_grad ? a.shape(1) : b.shape(0), s.groups = 1;
@@ -82,9 +82,9 @@ struct Problem {
 };
 
 template <class T>
-py::array_t<T> masked_conv2d(const std::string& which, py::array_t<T> a, py::array_t<T> b, Array<uint32_t> bits,
-                             std::optional<Array<uint8_t>> plan, std::optional<Pair> size, Pair stride, Pair padding,
-                             const std::string& isa, int threads) {
+py::array_t<T> masked_conv2d(const std::string& which, const py::array_t<T>& a, const py::array_t<T>& b,
+                             const Array<uint32_t>& bits, std::optional<Array<uint8_t>> plan, std::optional<Pair> size,
+                             Pair stride, Pair padding, const std::string& isa, int threads) {
   check_threads(threads);
   const Isa level = parse_isa(isa);
   Problem<T> problem(which, a, b, size, stride, padding);
@@ -117,9 +117,9 @@ py::array_t<T> masked_conv2d(const std::string& which, py::array_t<T> a, py::arr
 }
 
 template <class T>
-py::array_t<T> gathered_conv2d(const std::string& which, py::array_t<T> a, py::array_t<T> b, Array<uint32_t> channels,
-                               std::optional<Pair> size, Pair stride, Pair padding, const std::string& isa,
-                               int threads) {
+py::array_t<T> gathered_conv2d(const std::string& which, const py::array_t<T>& a, const py::array_t<T>& b,
+                               const Array<uint32_t>& channels, std::optional<Pair> size, Pair stride, Pair padding,
+                               const std::string& isa, int threads) {
   check_threads(threads);
   const Isa level = parse_isa(isa);
   Problem<T> problem(which, a, b, size, stride, padding);

@@ -18,7 +18,7 @@ void run(const MaskedGemm& g, Isa isa, int threads) {
 
 // The index of bits [rows, words(columns)], as bytes. `taps` columns are one channel of a convolution; 0 for a linear
 // layer.
-Array<uint8_t> mask_plan(Array<uint32_t> bits, int64_t columns, int64_t taps) {
+Array<uint8_t> mask_plan(const Array<uint32_t>& bits, int64_t columns, int64_t taps) {
   if (bits.ndim() != 2 || columns < 0 || bits.shape(1) != mask_words(columns))
     throw py::value_error("bits must have shape [rows, ceil(columns / 32)]");
   if (taps < 0 || (taps > 0 && columns % taps != 0)) throw py::value_error("taps must divide columns");
@@ -33,7 +33,7 @@ Array<uint8_t> mask_plan(Array<uint32_t> bits, int64_t columns, int64_t taps) {
 }
 
 template <class T>
-Array<T> masked_gemm(const std::string& pass, Array<T> a, Array<T> b, std::optional<Array<uint32_t>> bits,
+Array<T> masked_gemm(const std::string& pass, const Array<T>& a, const Array<T>& b, std::optional<Array<uint32_t>> bits,
                      std::optional<Array<T>> factor, std::optional<Array<uint8_t>> plan, const std::string& isa,
                      int threads) {
   if (a.ndim() != 2 || b.ndim() != 2) throw py::value_error("a and b must be matrices");

@@ -30,7 +30,7 @@ struct Started {
 };
 
 void one_call(int phases, int64_t threads, int64_t most, size_t scratch_bytes, bool late) {
-  int64_t tasks[kMostPhases];
+  int64_t tasks[kMostPhases] = {};
   std::vector<std::vector<int64_t>> result(phases);  // of each task: plain memory, as kernels write theirs
   for (int phase = 0; phase < phases; ++phase) {
     tasks[phase] = random_int(0, most);

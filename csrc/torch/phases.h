@@ -28,7 +28,8 @@ inline constexpr int kMostPhases = 4;
 template <class Run, class EachThread>
 void run_phases(const int64_t* tasks, int phases, int64_t threads, size_t scratch_bytes, const Run& run,
                 const EachThread& each_thread) {
-  const int64_t most = *std::max_element(tasks, tasks + phases);
+  int64_t most = 0;
+  for (int phase = 0; phase < phases; ++phase) most = std::max(most, tasks[phase]);
   if (most == 0) return;
   threads = std::min<int64_t>({most, threads, kMostThreads});
   struct alignas(64) Next {  // the next task of a thread's part; a cache line of its own
