@@ -1,5 +1,6 @@
 """How Sphinx builds these pages: `make docs`."""
 
+import dataclasses
 import sys
 import typing
 from pathlib import Path
@@ -83,11 +84,24 @@ def _own_members(app, what, name, obj, skip, options):
     )
 
 
+# What they return has entries by itself.
+ENTRIES = (maskfuse.explain, maskfuse.report, maskfuse.self_test)
+
+
+def _records(cls):
+    """A class, and the records that its fields hold."""
+    yield cls
+    for hint in typing.get_type_hints(cls).values():
+        for part in (hint, *typing.get_args(hint)):
+            if dataclasses.is_dataclass(part):
+                yield from _records(part)
+
+
 def _results(app, docname, source):
-    """Entries of what functions return, wherever it is defined."""
+    """Entries of what functions return and of what that holds, wherever it is defined."""
     if docname == "api/results":
-        for function in (maskfuse.explain, maskfuse.report, maskfuse.self_test):
-            result = typing.get_type_hints(function)["return"]
+        made = (typing.get_type_hints(function)["return"] for function in ENTRIES)
+        for result in dict.fromkeys(record for one in made for record in _records(one)):
             source[0] += f"\n```{{eval-rst}}\n.. autoclass:: {result.__module__}.{result.__qualname__}\n```\n"
 
 
