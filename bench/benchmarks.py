@@ -65,7 +65,7 @@ def _peers_python() -> Path:
     return PEERS if PEERS.exists() else Path(sys.executable)
 
 
-def _no_raw() -> str:
+def no_raw() -> str:
     return "" if list(RAW.glob("maskfuse_raw*")) else "maskfuse_raw is not built: make build/cmake/release/.raw"
 
 
@@ -101,6 +101,6 @@ BENCHMARKS = (
     Benchmark("transformers_models", ("transformers_models.py",), "BERT's layers, ResNet-18", _package("transformers")),
     Benchmark("memory", ("memory.py",), "bytes of training dense, masked and compact layers"),
     Benchmark("allreduce", ("bench_allreduce.py",), "averaged gradients, two processes", _no_gloo),
-    Benchmark("microbench", ("microbench.py",), "raw kernels, one instruction set at a time", _no_raw),
+    Benchmark("microbench", ("microbench.py",), "raw kernels, one instruction set at a time", no_raw),
     Benchmark("gpu_rows", GPU, "everything on a GPU", _no_gpu, ("--quick", "--minutes", "1")),
 )

@@ -38,6 +38,11 @@ TITLES = {
     "microbench": "Raw kernels",
     "gated_linear": "Other ops",
 }
+# What a reader has to know of a record that stays beside a newer one.
+NOTES = {
+    "h100_own_kernels": "Of an earlier version, in which torch's library ran no large product or convolution: kept for "
+    "what the kernels of this package reach by themselves."
+}
 
 
 def _yardsticks(results: dict[str, dict]) -> list[str]:
@@ -87,5 +92,6 @@ def page(results: dict[str, dict], plots: list[tuple[str, str, str]], others: li
         if on_gpu(result):
             title = "On a GPU" if result["whole"] else "On a GPU, rows alone"
             lines += ["", f"## {title}: `{name}`", ""]
+            lines += [*wrapped(NOTES[name]), ""] if name in NOTES else []
             lines += tables_models.gpu(result, f"machine {labels[machine_of(result)]}")
     return "\n".join(lines) + "\n"

@@ -109,7 +109,6 @@ def last_lines(name: str, count: int = 8) -> str:
 
 def everything(chosen: list[Benchmark], folder: Path, quick: bool) -> list[Outcome]:
     outcomes = []
-    folder.mkdir(parents=True, exist_ok=True)
     LOGS.mkdir(parents=True, exist_ok=True)
     with shown(len(chosen)) as advance:
         for done, benchmark in enumerate(chosen):
@@ -142,13 +141,18 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     options = arguments(argv)
+    chosen = [b for b in BENCHMARKS if not options.only or b.name in options.only]
     if options.list:
-        for benchmark in BENCHMARKS:
+        for benchmark in chosen:
             print(f"{benchmark.name:<24} {benchmark.what:<52} {benchmark.why_not()}".rstrip())
         return 0
-    chosen = [b for b in BENCHMARKS if not options.only or b.name in options.only]
     folder = options.folder or (QUICK_FOLDER if options.quick else folder_for(RESULTS, processor()))
     folder = folder.resolve()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        print(f"--folder {folder}: {error.strerror}", file=sys.stderr)
+        return 1
     outcomes = everything(chosen, folder, options.quick)
     failed = [outcome.name for outcome in outcomes if outcome.state == "FAILED"]
     ran = [outcome for outcome in outcomes if outcome.state == "ok"]

@@ -53,7 +53,7 @@ _most_rounds = MOST_ROUNDS
 def arguments(description: str, quick: str = "") -> argparse.ArgumentParser:
     """Options of every benchmark: threads, time a case, output file, and a check of the targets; and
     `--quick`, where `quick` says which cases it takes."""
-    parser = argparse.ArgumentParser(description=description)
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="CPU threads (2)")
     parser.add_argument("--budget", type=float, default=1.0, help="seconds a case (1)")
     parser.add_argument("--rounds", type=int, default=MOST_ROUNDS, help=f"at most so many a case ({MOST_ROUNDS})")

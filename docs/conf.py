@@ -1,5 +1,7 @@
 """How Sphinx builds these pages: `make docs`."""
 
+import dataclasses
+import re
 import sys
 import typing
 from pathlib import Path
@@ -70,8 +72,16 @@ def _after_napoleon(app, what, name, obj, options, lines):
 
 
 def _public_bases(app, name, obj, options, bases):
-    """Bases from private modules are how a class is made, not what it is."""
-    bases[:] = [base for base in bases if not base.__module__.startswith("maskfuse.")] or [object]
+    """Bases from this package are how a class is made, not what it is: a class of torch's that they are made of is."""
+    own = [base for base in bases if base.__module__.startswith("maskfuse.")]
+    others = [base for base in bases if base not in own]
+    torchs = [cls for base in own for cls in base.__mro__ if cls.__module__.startswith("torch.")][:1]
+    bases[:] = others or torchs or [object]
+
+
+def _classes(app, what, name, obj, options, signature, returns):
+    """A default that is a layer's class, as one would write it."""
+    return (signature and re.sub(r"<class 'torch\.nn\.[\w.]+\.(\w+)'>", r"nn.\1", signature)), returns
 
 
 def _own_members(app, what, name, obj, skip, options):
@@ -83,11 +93,24 @@ def _own_members(app, what, name, obj, skip, options):
     )
 
 
+# What they return has entries by itself.
+ENTRIES = (maskfuse.explain, maskfuse.report, maskfuse.self_test)
+
+
+def _records(cls):
+    """A class, and the records that its fields hold."""
+    yield cls
+    for hint in typing.get_type_hints(cls).values():
+        for part in (hint, *typing.get_args(hint)):
+            if dataclasses.is_dataclass(part):
+                yield from _records(part)
+
+
 def _results(app, docname, source):
-    """Entries of what functions return, wherever it is defined."""
+    """Entries of what functions return and of what that holds, wherever it is defined."""
     if docname == "api/results":
-        for function in (maskfuse.explain, maskfuse.report, maskfuse.self_test):
-            result = typing.get_type_hints(function)["return"]
+        made = (typing.get_type_hints(function)["return"] for function in ENTRIES)
+        for result in dict.fromkeys(record for one in made for record in _records(one)):
             source[0] += f"\n```{{eval-rst}}\n.. autoclass:: {result.__module__}.{result.__qualname__}\n```\n"
 
 
@@ -96,5 +119,6 @@ def setup(app):
     app.connect("autodoc-process-docstring", _before_napoleon, priority=100)
     app.connect("autodoc-process-docstring", _after_napoleon, priority=900)
     app.connect("autodoc-process-bases", _public_bases)
+    app.connect("autodoc-process-signature", _classes)
     app.connect("autodoc-skip-member", _own_members)
     app.connect("source-read", _results)

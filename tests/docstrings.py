@@ -12,11 +12,13 @@ from typing import Any
 import maskfuse
 from maskfuse import distributed, functional, nn, optim, reference, schedule
 from maskfuse._report.report import Report
-from maskfuse._self_test.run import SelfTest
+from maskfuse._report.rows import Bytes, Call, LayerReport, Mention, Totals
+from maskfuse._self_test.run import Outcome, SelfTest
 from maskfuse.info import Explanation
 
 MODULES = (maskfuse, nn, functional, optim, schedule, distributed, reference)
-RETURNED = (Explanation, Report, SelfTest)  # not in `__all__`, but what public functions return
+# Not in `__all__`, but what public functions return, and what that holds.
+RETURNED = (Explanation, Report, LayerReport, Bytes, Call, Mention, Totals, SelfTest, Outcome)
 
 _SECTION = re.compile(r"^(Args|Attributes|Returns|Yields|Raises|Warns)\b[^:]*:$")
 _ENTRY = re.compile(r"^(\*{0,2}\w+(?:, \*{0,2}\w+)*): (.+)", re.DOTALL)

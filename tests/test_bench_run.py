@@ -96,6 +96,16 @@ def test_arguments():
     assert process.returncode == 2 and "there is no nothing; there are yardsticks, masked_linear" in process.stderr
     process = command("--list")
     assert process.returncode == 0 and "peers_masked_conv2d" in process.stdout
+    process = command("--list", "--only", "models")
+    assert process.returncode == 0 and [line.split()[0] for line in process.stdout.splitlines()] == ["models"]
+    process = command("--only", "models", "--folder", str(BENCH / "run.py" / "folder"))
+    assert process.returncode == 1 and process.stderr.startswith("--folder ") and "Traceback" not in process.stderr
+
+
+def test_help_of_a_benchmark_keeps_its_lines():
+    command = [sys.executable, str(BENCH / "bench_compact.py"), "--help"]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert process.returncode == 0 and "\n    packed    forward of both, packed\n" in process.stdout, process.stdout
 
 
 @pytest.mark.slow

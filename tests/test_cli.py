@@ -186,7 +186,7 @@ def test_misuse_of_bench(run, tmp_path):
         (["--threads", "0"], 2, "must be 1 to"),
         (["--threads", "-1"], 2, "must be 1 to"),
         (["--threads", "1000000"], 2, "processors of this machine, got 1000000"),
-        (["--threads", "two"], 2, "invalid number value: 'two'"),
+        (["--threads", "two"], 2, "must be a whole number, got 'two'"),
         (["--output", tmp_path], 1, "is a folder, not a file"),
         (["--output", tmp_path / "missing/figures.json"], 1, "there is no folder"),
     ):

@@ -67,14 +67,29 @@ CLAIMS = {
         and on_gpu("channel mask, half x half") > 1
         and on_gpu("packed decode, 8192x8192, batch 1, 50 %") > 1
     ),
-    "An unstructured mask costs a few percent there": lambda: (
+    "An unstructured mask costs a few percent at thousands of rows": lambda: (
         0.9 < on_gpu("masked forward, 4096x4096, 8192 tokens, 50 %") < 1
     ),
-    "half of the time at few rows unpacked": lambda: (
-        0.33 < on_gpu("masked forward, 4096x4096, 16 tokens, not packed, 50 %") < 0.6
+    "A training step of 1024 rows takes half as long again": lambda: (
+        0.6 < on_gpu("masked forward + backward, 4096x4096, 1024 tokens, 50 %", "F.linear, nothing masked") < 0.72
+    ),
+    "a forward pass of 256 or 16 twice as long and more, unless it is packed": lambda: (
+        max(
+            on_gpu("masked forward, 4096x4096, 16 tokens, not packed, 50 %"),
+            on_gpu("masked forward, 4096x4096, 256 tokens, 50 %"),
+        )
+        < 0.5
     ),
     "unstructured masks gain nothing": lambda: (
         max(row["vs dense"] for row in rows("masked_linear_bfloat16", mask="random", batch=512)) < 1
+    ),
+    "at a single row masks do, even unpacked": lambda: (
+        min(
+            row["vs dense"]
+            for row in rows("masked_linear_bfloat16", section="grid", mask="random", batch=1)
+            if row["density"] < 1
+        )
+        > 1
     ),
     "Memory shrinks with compact layers": lambda: max(peaks("compact")) < min(peaks("dense")) <= min(peaks("masked")),
     "Triton's kernels are slower than the compiled ones": lambda: (

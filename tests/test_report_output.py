@@ -66,6 +66,10 @@ def test_plot(tmp_path):
         assert float(image.mean()) == pytest.approx(row.density, abs=0.05)
     with pytest.raises(ValueError, match="nothing"):
         found.plot(tmp_path / "masks.nothing")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ValueError, match=r"suffix that says the format.*folder"):
+        found.plot(tmp_path / "folder")
+    assert not (tmp_path / "folder.png").exists()
     with pytest.raises(OSError, match="missing"):
         found.plot(tmp_path / "missing" / "masks.png")
 

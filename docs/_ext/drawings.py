@@ -29,7 +29,7 @@ def mask_bits() -> Picture:
             picture.cell(455 + 145 * j, y, 138, CELL + 2, label=f"0x{word & 0xFFFFFFFF:08x}")
     picture.word(10, 125, "columns 0 ... 31")
     picture.word(334, 125, "32 ... 39")
-    picture.word(600, 125, "zero past the last column")
+    picture.word(738, 125, "zero past the last column", "end")
     picture.frame(10, 28, 320, 74)
     return picture
 
@@ -37,7 +37,7 @@ def mask_bits() -> Picture:
 def plan() -> Picture:
     """A tile of a mask and its index: rows in order of their number of active columns, and their columns."""
     mask, picture = _some(6, 14, 0.3, 5).dense(), Picture(760, 190)
-    picture.word(10, 18, "a tile of the mask: rows of a panel, columns of a chunk")
+    picture.word(10, 18, "a tile: rows of a panel, columns of a chunk")
     for i, row in enumerate(mask):
         picture.row(28, 30 + CELL * i, _fills(row))
         picture.word(22, 43 + CELL * i, str(i), "end", 11)
@@ -54,8 +54,9 @@ def plan() -> Picture:
     picture.word(
         400, 30 + (CELL + 5) * len(lists) + 16, "columns[ ]; a call copies the weights in the same order", size=12
     )
-    picture.word(10, 150, "Entries of one length are a run: a loop's length rarely changes.", size=12)
-    picture.word(10, 170, "A row without active weights has no entry.", size=12)
+    picture.word(10, 150, "Entries of one length are a run:", size=12)
+    picture.word(10, 166, "a loop's length rarely changes.", size=12)
+    picture.word(10, 182, "A row without active weights has no entry.", size=12)
     return picture
 
 
@@ -96,9 +97,9 @@ def strip() -> Picture:
             400, y, [ACTIVE if 0 <= x < 12 else "" for x in seen], [str(x) if 0 <= x < 12 else "0" for x in seen], 22
         )
         picture.word(392, y + 12, f"dx = {dx}", "end", 12)
-    picture.word(340, 122, "A tap w[o, c, dy, dx] is one line of the copy dx, dy rows further down:", size=12)
-    picture.word(340, 139, "sums of twelve pixels += weight x line, as in a linear layer.", size=12)
-    picture.word(340, 156, "A strip is up to four rows of such lanes; its input fits the first-level cache.", size=12)
+    picture.word(300, 122, "A tap w[o, c, dy, dx] is one line of the copy dx, dy rows further down:", size=12)
+    picture.word(300, 139, "sums of twelve pixels += weight x line, as in a linear layer.", size=12)
+    picture.word(300, 156, "A strip is up to four rows of such lanes; its input fits the first-level cache.", size=12)
     return picture
 
 

@@ -8,6 +8,7 @@ import torch
 
 from . import backends
 from ._cli.parser import parser
+from ._report.text import printable
 
 
 def _check_environment() -> None:
@@ -28,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
         _check_environment()
         return int(arguments.function(arguments))
     except (OSError, ValueError, ImportError) as error:
-        print(f"maskfuse {arguments.command}: {error}", file=sys.stderr)
+        print(f"maskfuse {arguments.command}: {printable(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"maskfuse {arguments.command}: interrupted", file=sys.stderr)

@@ -10,22 +10,25 @@ from .._self_test.record import version
 from . import bench, commands, info
 
 
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}") from None
+
+
 def _batch(text: str) -> int:
-    value = int(text)
+    value = _whole(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"must not be negative, got {value}")
     return value
 
 
 def _threads(text: str) -> int:
-    value, most = int(text), os.cpu_count() or 1
+    value, most = _whole(text), os.cpu_count() or 1
     if not 1 <= value <= most:
         raise argparse.ArgumentTypeError(f"must be 1 to {most}, the processors of this machine, got {value}")
     return value
-
-
-# What argparse calls a type in its messages.
-_batch.__name__ = _threads.__name__ = "number"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -52,8 +55,12 @@ def parser() -> argparse.ArgumentParser:
     report = command("report", commands.report, "what is masked in a saved state dict, and what it takes")
     report.add_argument("file", type=Path, help="of torch.save(model.state_dict(), FILE), or FILE.safetensors")
     report.add_argument("--plot", type=Path, metavar="FILE", help="write a picture of masks and densities (matplotlib)")
-    report.add_argument("--batch", type=_batch, default=1, help="rows, for the kernels of linear layers (1)")
+    report.add_argument(
+        "--batch", type=_batch, metavar="N", default=1, help="rows, for the kernels of linear layers (1)"
+    )
 
     demo = command("demo", commands.demo, "train, mask and fine-tune on handwritten digits, and measure")
-    demo.add_argument("--output", type=Path, default=Path("out"), help="folder for the plot and the JSON (out)")
+    demo.add_argument(
+        "--output", type=Path, metavar="FOLDER", default=Path("out"), help="folder for the plot and the JSON (out)"
+    )
     return whole

@@ -22,6 +22,7 @@ from ..nn.freeze import frozen_mask
 from .calls import calls_of
 from .report import Report
 from .rows import Bytes, Call, LayerReport, Mention, dtype_name, nbytes, plan_bytes, shares, structure_of, totals
+from .text import rows_of
 
 _LISTED = (nn.Linear, nn.Conv2d, CompactLayer)  # and their masked and gated twins
 _LINEAR = (nn.Linear, CompactLinear)
@@ -171,7 +172,7 @@ def _notes(rows: list[LayerReport], with_calls: bool, batch: int | None) -> tupl
     if not with_calls:
         if any(row.kernel for row in masked):
             notes.append(
-                f"kernels are those of {1 if batch is None else batch} rows: batch= or example_inputs= say more"
+                f"kernels are those of {rows_of(1 if batch is None else batch)}: batch= or example_inputs= say more"
             )
         if any(len(row.shape) == 4 for row in masked):
             notes.append("kernels of convolutions depend on images: example_inputs= shows them")

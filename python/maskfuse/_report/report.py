@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .rows import LayerReport, Mention, Totals
-from .text import plain_table, rich_table, summary
+from .text import plain_table, printable, rich_table, summary
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,7 +39,7 @@ class Report:
 
     def __str__(self) -> str:
         """A table for a terminal, a line for each sum and note."""
-        return "\n".join([f"{self.model}", *plain_table(self), *summary(self)])
+        return "\n".join([printable(self.model), *plain_table(self), *summary(self)])
 
     def __rich_console__(self, console: Any, options: Any) -> Any:
         """What rich prints. Called by rich alone, which is imported then."""
@@ -74,11 +74,13 @@ class Report:
 
         Raises:
             ImportError: matplotlib is not installed.
-            ValueError: no layer has a mask, or `path` has a suffix of no format that matplotlib knows.
+            ValueError: no layer has a mask, or `path` has no suffix, or one of no format that matplotlib knows.
             OSError: `path` cannot be written.
         """
         from .picture import picture
 
+        if path is not None and not Path(path).suffix:  # matplotlib would write to another path
+            raise ValueError(f"path must have a suffix that says the format, as masks.png has, got {str(path)!r}")
         figure = picture(self)
         if path is not None:
             figure.savefig(path, dpi=120)

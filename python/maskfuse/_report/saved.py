@@ -18,6 +18,7 @@ from ..explain import Explanation, explain
 from ..mask import Mask
 from .report import Report
 from .rows import Bytes, Call, LayerReport, dtype_name, nbytes, plan_bytes, shares, structure_of, totals
+from .text import rows_of
 
 _BITS, _SCORES, _TEMPERATURE = ".mask_bits", ".scores", ".temperature"
 Shapes: TypeAlias = Mapping[str, Sequence[int]]
@@ -73,7 +74,7 @@ def report_state(state: Mapping[str, Any], name: str, batch: int = 1, shapes: Sh
     if not rows:
         notes: tuple[str, ...] = ("no layer is masked: no entry named mask_bits beside a weight",)
     else:
-        notes = (f"kernels are those of linear layers, {batch} rows, on the CPU",)
+        notes = (f"kernels are those of linear layers, {rows_of(batch)}, on the CPU",)
         notes += ("parameters are all entries but masks and gates, buffers among them",)
     unknown = [layer for layer in _compact_layers(tensors) if layer not in shapes]
     if unknown:

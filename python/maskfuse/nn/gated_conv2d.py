@@ -28,6 +28,10 @@ class GatedConv2d(GatedLayer, nn.Conv2d):
         temperature: positive; None for 1, or 2/3 for hard-concrete gates.
         initial_score: what all scores start as; 2 is a gate of 0.88, and at 0 straight-through gates are closed.
 
+    Returns, from a call:
+        `[batch, out_channels, out_height, out_width]` of `[batch, in_channels, height, width]`, or both without
+        `batch`, in the input's dtype, which is the weight's.
+
     Raises:
         TypeError: `temperature` or `initial_score` is no number.
         ValueError: another kind, a temperature that is not positive and finite, or NaN; options that
