@@ -65,7 +65,7 @@ def one_forward_level(jvp: Callable[..., Tensor]) -> Callable[..., Tensor]:
     off, so that tangents of levels around it would be zero."""
 
     def checked(*args: Any) -> Tensor:
-        from torch._functorch import pyfunctorch  # of torch's own parts: nothing but this would miss it
+        from torch._functorch import pyfunctorch  # torch may move it: nothing else here needs it
 
         levels = pyfunctorch.retrieve_all_functorch_interpreters() if _func_is_active() else []
         if sum(level.key() == pyfunctorch.TransformType.Jvp for level in levels) > 1:
