@@ -28,8 +28,9 @@ in_debug_mode = pytest.mark.skipif(not DEBUG, reason="needs MASKFUSE_DEBUG=1, wi
 @pytest.mark.skipif(DEBUG, reason="runs the others")
 def test_in_debug_mode(request):
     command = [sys.executable, "-m", "pytest", __file__, "-p", "no:cacheprovider", "-rs"]
-    profile = request.config.getoption("--hypothesis-profile", None)
-    command += [f"--hypothesis-profile={profile}"] if profile else []
+    for option in ("--hypothesis-profile", "--hypothesis-seed"):
+        value = request.config.getoption(option, None)
+        command += [] if value is None else [f"{option}={value}"]
     environment = {**os.environ, "MASKFUSE_DEBUG": "1"}
     process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert process.returncode == 0, process.stdout[-3000:]
@@ -117,6 +118,19 @@ def test_headers():
     header = plan.clone()
     active_rows = header[:128].view(torch.int64).tolist().index(OUT // 2, 3)
     header[8 * active_rows] += 1
-    for bad in (plan[:-1], torch.cat([plan, plan[:8]]), odd, header, plan[:0], plan[None], plan.int()):
+    for bad in (plan[:-1], torch.cat([plan, plan[:8]]), odd, header, plan[:8], plan[None], plan.int()):
         with pytest.raises(RuntimeError, match=r"plan\[0\] is not the plan of a mask of shape \[70, 130\]"):
             OPS.masked_linear(x, w, mask.bits, [bad, mask.plan[1]], None)
+
+
+def test_no_plan():
+    """What exported programs give for a mask that has none, tensors without elements, is as no tensors at all."""
+    mask = Mask.random((OUT, IN), 0.1)
+    x, w = torch.randn(12, IN), torch.randn(OUT, IN)
+    none = mask.bits.new_empty(0)
+    assert torch.equal(
+        OPS.masked_linear(x, w, mask.bits, [none, none], None), OPS.masked_linear(x, w, mask.bits, [], None)
+    )
+    for plan in ([none], [none] * 3):
+        with pytest.raises(RuntimeError, match="plan must have no tensors, 2, or 6 with a packed weight"):
+            OPS.masked_linear(x, w, mask.bits, plan, None)

@@ -198,3 +198,11 @@ def test_dynamic_quantization():
         assert not values[~mask].any() and values[mask].any()
     # Eight bits of the largest weight and activation: a hundredth, twice.
     assert (quantized(x) - want).norm() < 0.05 * want.norm()
+
+
+def test_a_name_of_the_exporter_may_be_absent(monkeypatch):
+    """As while another thread imports torch.onnx for the first time: what is compiled then has maskfuse's ops."""
+    monkeypatch.delattr(torch.onnx, "is_in_onnx_export")
+    layer, x = masked().eval(), torch.randn(3, 80)
+    program = torch.export.export(layer, (x,))
+    assert "maskfuse.masked_linear" in program.graph_module.code

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from ._traced import constant_when_traced
+from ._traced import constant_when_traced, is_jit_tracing
 
 
 @dataclass(frozen=True)
@@ -68,16 +68,21 @@ def requested() -> tuple[str, ...] | None:
     return getattr(_chosen, "names", None) or _from_environment or None
 
 
+_is_compiling = torch.compiler.is_compiling
+
+
 @constant_when_traced
 def _for_onnx() -> bool:
-    onnx = sys.modules.get("torch.onnx")  # not loaded: nothing is being exported by it
-    return onnx is not None and onnx.is_in_onnx_export()
+    onnx = sys.modules.get("torch.onnx")  # not loaded, or not whole yet: nothing is being exported by it
+    return bool(getattr(onnx, "is_in_onnx_export", bool)())
 
 
 def traced_plainly() -> bool:
     """Whether code is being traced into torch's own ops alone: what asks for the reference gets a program that needs no
     maskfuse to run, and ONNX knows no other ops."""
-    return (torch.compiler.is_compiling() or torch.jit.is_tracing()) and (requested() == ("reference",) or _for_onnx())
+    if not (_is_compiling() or is_jit_tracing()):
+        return False
+    return requested() == ("reference",) or _for_onnx()
 
 
 def _known(name: str) -> Backend:

@@ -14,10 +14,9 @@ from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
-from torch._functorch import pyfunctorch
 from torch.autograd import forward_ad
 
-from .._traced import func_is_tracing, outside_of_graphs
+from .._traced import func_is_tracing, is_jit_tracing, outside_of_graphs
 
 
 class Product(Protocol):
@@ -43,18 +42,17 @@ def is_transformed(args: Sequence[Any]) -> bool:
     """True under `torch.func` transforms, and where an operand carries a forward-mode tangent."""
     if torch._C._are_functorch_transforms_active():
         return True
-    return any(isinstance(t, Tensor) and has_tangent(t) for t in args)
+    return forward_ad._current_level >= 0 and any(isinstance(t, Tensor) and has_tangent(t) for t in args)
 
 
 _is_compiling = torch.compiler.is_compiling
 _func_is_active = torch._C._are_functorch_transforms_active
 _casts = torch._C._is_any_autocast_enabled
-_is_jit_tracing = torch._C._is_tracing
 
 
 def plain() -> bool:
     """True where an op is just an op: nothing traces, transforms or casts it, and no forward-mode level is open."""
-    return not (_is_compiling() or _func_is_active() or _casts() or forward_ad._current_level >= 0 or _is_jit_tracing())
+    return not (_is_compiling() or _func_is_active() or _casts() or forward_ad._current_level >= 0 or is_jit_tracing())
 
 
 def is_recorded(args: Sequence[Any]) -> bool:
@@ -67,6 +65,8 @@ def one_forward_level(jvp: Callable[..., Tensor]) -> Callable[..., Tensor]:
     off, so that tangents of levels around it would be zero."""
 
     def checked(*args: Any) -> Tensor:
+        from torch._functorch import pyfunctorch  # torch may move it: nothing else here needs it
+
         levels = pyfunctorch.retrieve_all_functorch_interpreters() if _func_is_active() else []
         if sum(level.key() == pyfunctorch.TransformType.Jvp for level in levels) > 1:
             raise NotImplementedError(
@@ -117,10 +117,13 @@ def multilinear(
         return flat + tensors
 
     def unflatten(flat: Sequence[Any]) -> list[Any]:
-        args = [a.values if isinstance(a, _Sizes) else a for a in flat[:count]]
+        args = list(flat[:count])
         if plan is not None:
             args[plan] = list(flat[count:])
         return args
+
+    def with_sizes(flat: Sequence[Any]) -> list[Any]:
+        return [a.values if isinstance(a, _Sizes) else a for a in flat]
 
     def save(ctx: Any, flat: Sequence[Any], kept: list[int]) -> list[Tensor]:
         ctx.kept = kept
@@ -144,6 +147,7 @@ def multilinear(
     def setup_transformed(ctx: Any, inputs: Sequence[Any], output: Tensor) -> None:
         # Forward mode reads every operand, and functorch wants one list saved for both modes.
         ctx.output_shape = output.shape
+        inputs = with_sizes(inputs)
         saved = save(ctx, inputs, [i for i, value in enumerate(inputs) if isinstance(value, Tensor)])
         ctx.save_for_backward(*saved)
         ctx.save_for_forward(*saved)
@@ -212,7 +216,7 @@ def multilinear(
         f"{name}_transformed",
         (torch.autograd.Function,),
         {
-            "forward": staticmethod(lambda *flat: op(*unflatten(flat))),
+            "forward": staticmethod(lambda *flat: op(*unflatten(with_sizes(flat)))),
             "backward": staticmethod(backward),
             "setup_context": staticmethod(setup_transformed),
             "jvp": staticmethod(jvp),
@@ -245,7 +249,7 @@ def multilinear(
             return op(*args) if forward_ad._current_level < 0 else transformed_outside(*args)
         if is_transformed(args):
             return apply_transformed(*args)
-        if _is_jit_tracing():  # which keeps ops, and of a Function nothing that could be saved
+        if is_jit_tracing():  # which keeps ops, and of a Function nothing that could be saved
             return op(*args)
         # Function.apply has a cost of its own, so it is skipped where nothing would use it.
         return recorded.apply(*flatten(args)) if is_recorded(args) else below_autograd(args)
