@@ -2,9 +2,11 @@
 #
 #   make demo     train, prune and fine-tune on handwritten digits, and measure
 #   make test     every test that this machine can run
-#   make bench    benchmarks against torch; JSON under bench/results/
+#   make fuzz     property tests and damaged files on other examples, for MASKFUSE_FUZZ_MINUTES (10)
+#   make bench    every benchmark that this machine can run; JSON and pages under bench/
 #   make gpu      on a machine with a GPU: CUDA tests, compute-sanitizer and benchmarks; JSON under bench/results/
 #   make wheel    dist/*.whl with the CUDA library where nvcc is found
+#   make docs     these pages as HTML, in build/docs/
 #   make simt       the CUDA kernels as C++, for tests on the host
 #   make coverage   the lines that tests run, Python's and C++'s: build/coverage/index.html
 #   make tidy       clang-tidy over the C++ sources
@@ -15,6 +17,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_FLAGS ?=
+BENCH_FLAGS ?=
 export MASKFUSE_CUDA ?= auto
 export MAX_JOBS ?= $(shell nproc)
 
@@ -22,7 +25,7 @@ SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.h' -o -name '*.cpp
 TOOLS := $(VENV)/.tools
 BUILT := $(VENV)/.built-$(MASKFUSE_CUDA)
 
-.PHONY: demo test bench gpu simt wheel wheel-matrix lint format tidy hooks coverage sanitize build clean
+.PHONY: demo test fuzz bench gpu docs simt wheel wheel-matrix lint format tidy hooks coverage sanitize build clean
 
 demo: build
 	$(BIN)/python -m maskfuse demo
@@ -31,16 +34,21 @@ test: build simt build/cmake/asan/.built build/cmake/release/.built
 	$(call run_ctest,asan)
 	PYTHONPATH=build/cmake/release $(BIN)/python -m pytest
 
-bench: build
-	$(BIN)/python bench/bench_masked_linear.py
-	$(BIN)/python bench/bench_masked_conv2d.py
-	$(BIN)/python bench/bench_channel_gather.py
-	$(BIN)/python bench/models.py
-	$(BIN)/python bench/transformers_models.py
+# Seeds are printed: what fails can be drawn again.
+fuzz: build simt
+	$(BIN)/python tests/fuzz.py
+
+# About half an hour; BENCH_FLAGS="--only masked_conv2d" or "--quick" runs a part.
+bench: build build/cmake/release/.raw
+	$(BIN)/python bench/run.py $(BENCH_FLAGS)
 
 # With the machine's own Python and torch: the wheel was built elsewhere, and there may be no package index here.
 gpu:
 	$(PYTHON) bench/gpu.py
+
+# API entries come from docstrings, figures from bench/results/*.json.
+docs: build
+	$(BIN)/python -m sphinx -W --keep-going -n -q -b html docs build/docs
 
 # In place, and found from the environment's Python.
 build: $(BUILT)
@@ -70,6 +78,13 @@ build/cmake/%/.built: $(TOOLS) $(SOURCES) CMakeLists.txt CMakePresets.json
 	@mkdir -p build
 	$(BIN)/cmake --preset $* -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python > build/cmake-$*.log
 	$(BIN)/cmake --build build/cmake/$* -- --quiet
+	@touch $@
+
+# Of the release build, what bench/microbench.py calls.
+build/cmake/release/.raw: $(TOOLS) $(SOURCES) CMakeLists.txt CMakePresets.json
+	@mkdir -p build
+	$(BIN)/cmake --preset release -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python > build/cmake-release.log
+	$(BIN)/cmake --build build/cmake/release --target maskfuse_raw -- --quiet
 	@touch $@
 
 run_ctest = $(BIN)/ctest --test-dir build/cmake/$(1) --output-on-failure --no-tests=error -O $(CURDIR)/build/ctest-$(1).log

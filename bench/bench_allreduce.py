@@ -1,7 +1,6 @@
-"""Gradients of a masked perceptron averaged by two gloo processes on this machine: bytes and time, with and without
-`sparse_allreduce_hook`.
-
-python bench/bench_allreduce.py        # a backward pass of 64 rows each; medians of alternating rounds
+"""Gradients of a masked perceptron averaged by two gloo processes on this machine, a thread each: bytes and time, with
+and without `sparse_allreduce_hook`, and without averaging. A backward pass of 64 rows each; medians of rounds in which
+they take turns. The calls begin together, which the harness of one process cannot see to.
 
 The processes talk through the loopback interface, which is faster than most networks: what is sent less counts for more
 between machines.
@@ -9,12 +8,15 @@ between machines.
 
 from __future__ import annotations
 
-import argparse
+import json
 import os
-import statistics
 import tempfile
 import time
+from pathlib import Path
 
+os.environ["OMP_PROC_BIND"] = "false"  # else both processes are bound to one core
+
+import timing
 import torch
 from maskfuse import Mask
 from maskfuse.distributed import register_sparse_allreduce
@@ -22,59 +24,65 @@ from maskfuse.nn import MaskedLinear
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-DENSITIES, SIZE = (1.0, 0.5, 0.2, 0.1, 0.05), 2048
+DENSITIES, SIZE, ROWS = (1.0, 0.5, 0.2, 0.1, 0.05), 2048, 64
+PROCESSES, WARM_UP, ROUNDS = 2, 3, 20
 
 
-def wrapped(density: float) -> DistributedDataParallel:
+def wrapped(density: float, size: int) -> DistributedDataParallel:
     torch.manual_seed(0)
-    model = nn.Sequential(MaskedLinear(SIZE, SIZE), nn.ReLU(), MaskedLinear(SIZE, SIZE), nn.ReLU(), nn.Linear(SIZE, 10))
+    model = nn.Sequential(MaskedLinear(size, size), nn.ReLU(), MaskedLinear(size, size), nn.ReLU(), nn.Linear(size, 10))
     for layer in (model[0], model[2]):
-        layer.set_mask(Mask.random((SIZE, SIZE), density))
+        layer.set_mask(Mask.random((size, size), density))
     return DistributedDataParallel(model)
 
 
-def process(rank: int, path: str, rounds: int) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
-    if rank == 0:
-        print(
-            f"{'density':>8} {'MB dense':>9} {'MB sent':>8} {'share':>7} {'DDP ms':>8} {'hook ms':>8} {'alone ms':>9}"
-        )
-    for density in DENSITIES:
-        plain, sparse = wrapped(density), wrapped(density)
-        state = register_sparse_allreduce(sparse)
-        x = torch.randn(64, SIZE)
-        times: dict[str, list[float]] = {"plain": [], "sparse": [], "alone": []}
-        for _ in range(rounds + 3):
-            for name, model in (("plain", plain), ("sparse", sparse), ("alone", plain)):
-                torch.distributed.barrier()
-                start = time.perf_counter()
-                if name == "alone":
-                    with model.no_sync():
-                        model(x).sum().backward()
-                else:
+def case(density: float, size: int, rounds: int) -> dict:
+    """One line of the result, of the process that calls it."""
+    plain, sparse = wrapped(density, size), wrapped(density, size)
+    state = register_sparse_allreduce(sparse)
+    x = torch.randn(ROWS, size)
+    times: dict[str, list[float]] = {"DDP": [], "hook": [], "alone": []}
+    for _ in range(WARM_UP + rounds):
+        for name, model in (("DDP", plain), ("hook", sparse), ("alone", plain)):
+            torch.distributed.barrier()
+            start = time.perf_counter()
+            if name == "alone":
+                with model.no_sync():
                     model(x).sum().backward()
-                times[name].append(time.perf_counter() - start)
-        if rank == 0:
-            milliseconds = [statistics.median(values[3:]) * 1e3 for values in times.values()]
-            steps = rounds + 3
-            print(
-                f"{density:>8.0%} {state.bytes_dense / steps / 1e6:>9.2f} {state.bytes_sent / steps / 1e6:>8.2f} "
-                f"{state.bytes_sent / state.bytes_dense:>7.2%} {milliseconds[0]:>8.1f} {milliseconds[1]:>8.1f} "
-                f"{milliseconds[2]:>9.1f}",
-                flush=True,
-            )
+            else:
+                model(x).sum().backward()
+            times[name].append(time.perf_counter() - start)
+    medians = {name: timing.Timing(tuple(values[WARM_UP:])).median * 1e3 for name, values in times.items()}
+    steps = (WARM_UP + rounds) * 1e6
+    sent = {"MB dense": state.bytes_dense / steps, "MB sent": state.bytes_sent / steps}
+    return {"density": density, "size": size, **sent, **{f"{name} ms": value for name, value in medians.items()}}
+
+
+def process(rank: int, folder: str, cases: list[tuple[float, int]], rounds: int) -> None:
+    torch.set_num_threads(1)
+    rendezvous = f"file://{folder}/rendezvous"
+    torch.distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=PROCESSES)
+    rows = [case(*one, rounds) for one in cases]
+    if rank == 0:
+        Path(folder, "rows.json").write_text(json.dumps(rows))
     torch.distributed.barrier()
     os._exit(0)  # destroy_process_group was seen to wait for ever for a thread of its own
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=20, help="backward passes of each (20)")
-    options = parser.parse_args()
+def main() -> int:
+    parser = timing.arguments(__doc__, "one density, small layers")
+    parser.set_defaults(threads=1, rounds=ROUNDS)
+    options = timing.parsed(parser)
+    cases = [(DENSITIES[3], SIZE // 8)] if options.quick else [(density, SIZE) for density in DENSITIES]
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(process, (os.path.join(folder, "rendezvous"), options.rounds), nprocs=2)
+        torch.multiprocessing.spawn(process, (folder, cases, options.rounds), nprocs=PROCESSES)
+        rows = json.loads(Path(folder, "rows.json").read_text())
+    columns = {"density": ".0%", "MB dense": ".2f", "MB sent": ".2f"}
+    columns |= {f"{name} ms": ".1f" for name in ("DDP", "hook", "alone")}
+    timing.table(f"averaged gradients, {PROCESSES} processes", rows, columns)
+    print(f"written to {timing.write('allreduce', rows, options.output, processes=PROCESSES)}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

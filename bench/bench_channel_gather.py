@@ -3,6 +3,7 @@
     gather      half of the channels, against a clone that moves as many bytes
     scatter     the same channels back: reads them and writes all, against a clone that moves as many bytes
     batch       half of the channels of half of the samples, against x[b][:, c]
+    select      half of each sample's channels, its own, by a mask: against torch.gather on their numbers
     backward    of the gather alone, against that of x[:, c], which is index_put_(accumulate=True)
 
 A clone allocates its result, as these ops do. In `gather` and `scatter` each candidate reads one input over and over
@@ -18,13 +19,19 @@ from collections.abc import Callable
 
 import timing  # first: it pins the threads before torch starts them
 import torch
-from maskfuse import channel_gather, channel_scatter
+from maskfuse import channel_gather, channel_scatter, channel_select
 
 SHAPES = [(8, 64, 56, 56), (8, 256, 14, 14), (32, 512, 7, 7), (8, 512, 28, 28)]
 MORE_SHAPES = [(256, 2048, 1, 1), (32, 2048, 4, 4), (32, 256, 56, 56)]
 FORMATS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
-LEAST = {"gather": 0.85, "scatter": 0.85, "batch": 4.0, "backward": 3.0}
-AGAINST = {"gather": "vs clone", "scatter": "vs clone", "batch": "vs x[b][:, c]", "backward": "vs x[:, c]"}
+LEAST = {"gather": 0.85, "scatter": 0.85, "batch": 4.0, "backward": 3.0, "select": 1.0}
+AGAINST = {
+    "gather": "vs clone",
+    "scatter": "vs clone",
+    "batch": "vs x[b][:, c]",
+    "backward": "vs x[:, c]",
+    "select": "vs torch.gather",
+}
 
 
 SOURCES = {"cache": 1, "memory": 64 << 20}  # bytes that a candidate reads of inputs in turn
@@ -67,6 +74,12 @@ def against_indexing(
     if section == "batch":
         calls = {"x[b][:, c]": lambda: x[b][:, c], "maskfuse": lambda: channel_gather(x, c, b)}
         return calls, 8 * x[b][:, c].numel()
+    if section == "select":
+        chosen = torch.rand(shape[:2]).topk(len(c)).indices.sort().values
+        mask = torch.zeros(shape[:2], dtype=torch.bool).scatter_(1, chosen, True)
+        index = chosen.reshape(*chosen.shape, *[1] * (x.dim() - 2)).expand(-1, -1, *shape[2:])
+        calls = {"torch.gather": lambda: x.gather(1, index), "maskfuse": lambda: channel_select(x, mask, len(c))}
+        return calls, 8 * index.numel()
     leaf = x.requires_grad_()
     ours, theirs = channel_gather(leaf, c), leaf[:, c]
     grad = torch.randn_like(ours)
@@ -91,22 +104,15 @@ def case(section: str, shape: tuple[int, ...], layout: str, order: str, source: 
     result = {"section": section, "shape": "x".join(map(str, shape)), "layout": layout, "order": order}
     result["source"] = source
     result["targeted"] = shape in SHAPES and layout == "nchw"
-    for name, timed in times.items():
-        result[f"{name} us"] = timed.median * 1e6
-        if name != "maskfuse":
-            result[f"vs {name}"] = timing.ratio(timed, times["maskfuse"])
+    result |= timing.measured(times, unit="us")
     result["GB/s"] = moved / times["maskfuse"].median / 1e9
-    result["spread"] = times["maskfuse"].spread
     return result
 
 
 def main() -> int:
-    parser = timing.arguments(__doc__)
-    parser.add_argument("--quick", action="store_true", help="targeted shapes in NCHW, one order of the channels")
+    parser = timing.arguments(__doc__, "targeted shapes in NCHW, one order of the channels")
     parser.set_defaults(budget=0.5)
-    options = parser.parse_args()
-    timing.pin(options.threads)
-    torch.manual_seed(0)
+    options = timing.parsed(parser)
     shapes = SHAPES if options.quick else [*SHAPES, *MORE_SHAPES]
     layouts = ["nchw"] if options.quick else list(FORMATS)
     orders = ["unsorted"] if options.quick else ["sorted", "unsorted"]
@@ -120,27 +126,21 @@ def main() -> int:
     ]
     rows = [case(*one, options) for one in timing.progress(cases)]
     columns = {"section": "s", "shape": "s", "layout": "s", "order": "s", "source": "s", "maskfuse us": ".1f"}
-    columns |= {name: ".2f" for name in ("vs clone", "vs x[:, c]", "vs x[b][:, c]")}
+    columns |= {name: ".2f" for name in ("vs clone", "vs x[:, c]", "vs x[b][:, c]", "vs torch.gather")}
     columns |= {"GB/s": ".1f", "spread": ".0%"}
     timing.table(f"channels, float32, {options.threads} threads (ratios: above 1 is faster)", rows, columns)
-    lines = [
-        {
-            "what": ", ".join(
-                [row["section"], row["shape"], row["order"], f"from {row['source']}", AGAINST[row["section"]]]
-            ),
-            "measured": row[AGAINST[row["section"]]],
-            "bound": LEAST[row["section"]],
-            "met": row[AGAINST[row["section"]]] >= LEAST[row["section"]],
-        }
+    checked = [
+        (
+            ", ".join([row["section"], row["shape"], row["order"], f"from {row['source']}", AGAINST[row["section"]]]),
+            row[AGAINST[row["section"]]],
+            LEAST[row["section"]],
+        )
         for row in rows
         if row["targeted"]
     ]
+    lines = timing.verdicts(checked)
     path = timing.write("channel_gather", rows, options.output, dtype="float32", targets=lines)
-    for line in lines:
-        verdict = "met   " if line["met"] else "MISSED"
-        print(f"{verdict} {line['measured']:7.2f} >= {line['bound']:.2f}  {line['what']}")
-    print(f"{sum(line['met'] for line in lines)} of {len(lines)} targets met; written to {path}")
-    return int(options.check and not all(line["met"] for line in lines))
+    return timing.report(lines, path, options.check)
 
 
 if __name__ == "__main__":

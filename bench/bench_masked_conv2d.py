@@ -125,12 +125,9 @@ def targets(rows: list[dict]) -> list[tuple[str, float, float]]:
 
 
 def main() -> int:
-    parser = timing.arguments(__doc__)
-    parser.add_argument("--quick", action="store_true", help="one shape")
+    parser = timing.arguments(__doc__, "one shape")
     parser.set_defaults(budget=0.25)
-    options = parser.parse_args()
-    timing.pin(options.threads)
-    torch.manual_seed(0)
+    options = timing.parsed(parser)
     cases = []
     for shape in SHAPES[1:2] if options.quick else SHAPES:
         weight = (shape[0], shape[0], shape[2], shape[2])

@@ -1,9 +1,9 @@
 """masked_linear on the CPU against torch and its peers: every target of a masked linear layer, in one run.
 
-    grid        forward, shapes x batches x densities: plain F.linear, F.linear(x, w * m), and MKL's sparse product
+    grid        forward, shapes x batches x densities: plain F.linear, F.linear(x, w * m), torch's product by CSR weight
     step        forward and backward at batch 512, random masks and structured ones
     packed      forward of a packed layer at batch 1, 8 and 512
-    structure   forward with channel masks (half of inputs and outputs) and block masks (16 x 16)
+    structure   forward with channel masks (half of inputs and outputs), 2 of 4 and block masks (16 x 16)
     upkeep      planning a mask again, bytes of a plan, copying values, one thread against two, a 16 x 16 layer's call
 
 Ratios above 1 mean that maskfuse is faster. `--check` exits with 1 where a target is missed, and says which.
@@ -37,12 +37,7 @@ PACKED = dict(zip(SPARSE, (1.7, 3.6, 5.0, 7.0), strict=True))  # x 0.7 where the
 def row(section: str, label: dict, times: dict[str, timing.Timing], products: float, weight_bytes: float) -> dict:
     """One line of the result: medians, ratios, and what was achieved."""
     ours = times["maskfuse"].median
-    result = {"section": section, "mask": "random", **label}
-    for name, timed in times.items():
-        result[f"{name} ms"] = timed.median * 1e3
-        if name != "maskfuse":
-            result[f"vs {name}"] = timing.ratio(timed, times["maskfuse"])
-    result["spread"] = times["maskfuse"].spread
+    result = {"section": section, "mask": "random", **label, **timing.measured(times)}
     result["GFLOP/s"] = products / ours / 1e9
     result["weight GB/s"] = weight_bytes / ours / 1e9
     return result
@@ -64,9 +59,9 @@ def layer_case(section: str, out: int, inp: int, batch: int, mask: Mask, name: s
 
     ours = (lambda: packed(x)) if section == "packed" else (lambda: masked_linear(x, w, mask))
     calls = {"dense": run(lambda: F.linear(x, w)), "w*m": run(lambda: F.linear(x, w * dense)), "maskfuse": run(ours)}
-    if section == "grid" and batch == 512 and mask.density <= 0.5 and dtype == torch.float32:
+    if section in ("grid", "packed") and batch in (1, 512) and mask.density <= 0.5 and dtype == torch.float32:
         csr, columns = (w * dense).to_sparse_csr(), x.T.contiguous()
-        calls["MKL CSR"] = lambda: csr @ columns
+        calls["torch CSR"] = lambda: csr @ columns
     with torch.set_grad_enabled(backward):
         times = timing.compare(calls, options.budget, min_rounds=7)
     label = {"out": out, "in": inp, "batch": batch, "density": mask.density, "mask": name}
@@ -84,6 +79,7 @@ def structured_masks(out: int, inp: int) -> dict[str, Mask]:
             (out, inp), torch.randperm(out)[: out // 2], torch.randperm(inp)[: inp // 2]
         ),
         "blocks 16x16, 50 %": Mask.blocks(Mask.random((out // 16, inp // 16), 0.5).dense(), (16, 16)),
+        "2 of 4": Mask.n_m(torch.rand(out, inp), 2, 4),
         "blocks 16x16, 90 %": Mask.blocks(Mask.random((out // 16, inp // 16), 0.1).dense(), (16, 16)),
     }
 
@@ -133,6 +129,15 @@ def upkeep(options) -> dict[str, float]:
     times = timing.compare({"plain": step(plain), "masked": step(masked)})
     result["step of a 16x16 layer, times nn.Linear's"] = timing.ratio(times["masked"], times["plain"])
     return result
+
+
+def absent_peers() -> dict[str, str]:
+    """What torch offers for such weights and cannot be measured here."""
+    try:
+        torch.sparse.to_sparse_semi_structured(Mask.n_m(torch.rand(64, 64), 2, 4).dense().half())
+    except (RuntimeError, NotImplementedError, ImportError, AttributeError) as error:
+        return {"torch.sparse semi-structured": f"torch says: {' '.join(str(error).split())[:120]}"}
+    return {"torch.sparse semi-structured": "available here, but not compared yet"}
 
 
 def mean(values: list[float]) -> float:
@@ -185,41 +190,11 @@ def targets(rows: list[dict], figures: dict[str, float], cached: bool) -> list[t
     return found
 
 
-def plot(rows: list[dict], path) -> None:
-    """Speed-up against the masked share, one line a shape, forward at batch 512; a panel for dense, one for w*m."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True)
-    for axis, against in zip(axes, ("dense", "w*m"), strict=True):
-        for o, i in SHAPES:
-            line = sorted(
-                (1 - r["density"], r[f"vs {against}"])
-                for r in rows
-                if r["section"] == "grid" and (r["out"], r["in"], r["batch"]) == (o, i, 512)
-            )
-            if line:
-                axis.plot(*zip(*line, strict=True), marker="o", label=f"{o}x{i}")
-        axis.axhline(1, color="grey", linewidth=0.8)
-        axis.set(
-            xlabel="masked share", title=f"against {'F.linear(x, w)' if against == 'dense' else 'F.linear(x, w * m)'}"
-        )
-    axes[0].set_ylabel("times faster, batch 512")
-    axes[0].legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-
-
 def main() -> int:
-    parser = timing.arguments(__doc__)
-    parser.add_argument("--quick", action="store_true", help="one shape, batches 1 and 512")
+    parser = timing.arguments(__doc__, "one shape, batches 1 and 512")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the operands (float32)")
     parser.set_defaults(budget=0.25)
-    options = parser.parse_args()
-    timing.pin(options.threads)
-    torch.manual_seed(0)
+    options = timing.parsed(parser)
     shapes, targeted = (SHAPES[:1], SHAPES[:1]) if options.quick else (SHAPES, TARGET_SHAPES)
     batches = BATCHES[:: len(BATCHES) - 1] if options.quick else BATCHES
     cases = []
@@ -235,9 +210,9 @@ def main() -> int:
     rows = [layer_case(*case, options) for case in timing.progress(cases)]
     figures = {} if options.quick or options.dtype != "float32" else upkeep(options)
     columns = {"section": "s", "out": "d", "in": "d", "batch": "d", "density": ".0%", "mask": "s", "dense ms": ".3f"}
-    columns |= {"w*m ms": ".3f", "maskfuse ms": ".3f", "vs dense": ".2f", "vs w*m": ".2f", "vs MKL CSR": ".2f"}
+    columns |= {"w*m ms": ".3f", "maskfuse ms": ".3f", "vs dense": ".2f", "vs w*m": ".2f", "vs torch CSR": ".2f"}
     columns |= {"spread": ".0%", "GFLOP/s": ".0f", "weight GB/s": ".1f"}
-    rows = [{"vs MKL CSR": None, **r} for r in rows]
+    rows = [{"vs torch CSR": None, **r} for r in rows]
     timing.table(
         f"masked_linear, {options.dtype}, {options.threads} threads (ratios: above 1 is faster)", rows, columns
     )
@@ -246,9 +221,15 @@ def main() -> int:
     name = "masked_linear" if options.dtype == "float32" else f"masked_linear_{options.dtype}"
     lines = timing.verdicts(checked)
     path = timing.write(
-        name, rows, options.output, dtype=options.dtype, upkeep=figures, targets=lines, weights_fit_last_cache=cached
+        name,
+        rows,
+        options.output,
+        dtype=options.dtype,
+        upkeep=figures,
+        targets=lines,
+        weights_fit_last_cache=cached,
+        peers=absent_peers() if options.dtype == "float32" else {},
     )
-    plot(rows, path.with_suffix(".png"))
     return timing.report(lines, path, options.check)
 
 

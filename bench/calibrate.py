@@ -134,9 +134,7 @@ def main() -> None:
     parser.add_argument("--op", choices=FAMILIES, default="masked_linear", help="whose planner (masked_linear)")
     parser.add_argument("--level", help="instruction set (the best one)")
     parser.set_defaults(budget=0.02)
-    options = parser.parse_args()
-    timing.pin(options.threads)
-    torch.manual_seed(0)
+    options = timing.parsed(parser)
     if options.level:
         OPS.set_cpu_level(options.level)
     rows = list(cases(options.op, options.budget))

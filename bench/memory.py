@@ -103,12 +103,11 @@ def peak(kind: str, density: float, layers: int = 8, width: int = 2048) -> float
 
 
 def main() -> int:
-    parser = timing.arguments(__doc__)
+    parser = timing.arguments(__doc__, "one layer, and no processes whose peak is read")
     parser.add_argument("--no-peak", action="store_true", help="leave out the processes whose peak is read")
-    options = parser.parse_args()
-    timing.pin(options.threads)
-    torch.manual_seed(0)
-    rows = [row(name, density, kind) for name in LAYERS for density in DENSITIES for kind in KINDS]
+    options = timing.parsed(parser)
+    layers = list(LAYERS)[:1] if options.quick else LAYERS
+    rows = [row(name, density, kind) for name in layers for density in DENSITIES for kind in KINDS]
     columns = {"layer": "s", "masked": ".0%", "storage": "s"}
     columns |= dict.fromkeys(("parameter", "gradient", "state", "bits", "plan"), ",d")
     timing.table("bytes after a step of Adam, float32", rows, columns | {"share": ".3f", "with mask": ".3f"})
@@ -118,7 +117,7 @@ def main() -> int:
         {"storage": kind, "masked": 1 - density, "peak MiB": peak(kind, density)}
         for kind in KINDS
         for density in (DENSITIES if kind != "dense" else (1.0,))
-        if not options.no_peak
+        if not (options.no_peak or options.quick)
     ]
     if peaks:
         timing.table(

@@ -129,13 +129,12 @@ def call_of(model: nn.Module, x: Tensor, labels: Tensor, section: str) -> Callab
 
 
 def main() -> int:
-    parser = timing.arguments(__doc__)
+    parser = timing.arguments(__doc__, "two images, forward alone")
     parser.add_argument("--batch", type=int, default=16, help="images (16)")
     parser.set_defaults(budget=4.0)
-    options = parser.parse_args()
-    timing.pin(options.threads)
-    torch.manual_seed(0)
-    images, labels = digits(options.batch)
+    options = timing.parsed(parser)
+    batch, sections = (2, ["forward"]) if options.quick else (options.batch, ["forward", "step"])
+    images, labels = digits(batch)
     dense = ResNet()
     models = {
         "dense": dense,
@@ -143,7 +142,7 @@ def main() -> int:
         "half of channels": masked(dense, half_of_channels()),
     }
     rows = []
-    for section in timing.progress(["forward", "step"]):
+    for section in timing.progress(sections):
         calls = {}
         for name, model in models.items():
             for key, memory_format in FORMATS.items():
@@ -152,7 +151,7 @@ def main() -> int:
         times = timing.compare(calls, options.budget * len(calls), min_rounds=7)
         best = min((times["dense", key] for key in FORMATS), key=lambda t: t.median)
         for (name, key), timed in times.items():
-            label = {"section": section, "mask": name, "format": key, "batch": options.batch}
+            label = {"section": section, "mask": name, "format": key, "batch": batch}
             rows.append(
                 label
                 | {"ms": timed.median / CALLS * 1e3, "vs dense": timing.ratio(best, timed), "spread": timed.spread}

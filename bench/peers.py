@@ -7,6 +7,7 @@ DeepSparse's, a single core.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -17,7 +18,18 @@ import timing  # before torch: it sets up the threads
 import torch
 from torch import Tensor
 
-__all__ = ["compared", "deepsparse", "options_of", "timing", "verdicts"]
+# Name -> package; bench/requirements-peers.txt has them.
+ENGINES = {"DeepSparse": "deepsparse", "SparseProp": "sparseprop"}
+
+__all__ = ["absent", "compared", "deepsparse", "options_of", "timing", "verdicts"]
+
+
+def absent() -> dict[str, str]:
+    """The engines that cannot be measured here, and why. Raises SystemExit where there is none to measure."""
+    found = {name: "not installed" for name, package in ENGINES.items() if importlib.util.find_spec(package) is None}
+    if len(found) == len(ENGINES):
+        raise SystemExit(f"neither {' nor '.join(found)} is installed: see bench/requirements-peers.txt")
+    return found
 
 
 def deepsparse(
@@ -49,7 +61,9 @@ def compared(calls: dict[str, Callable[[], Tensor]], want: Tensor, options) -> d
             torch.testing.assert_close(call(), want, atol=1e-3, rtol=1e-3, msg=name)
     times = timing.compare(calls, options.budget, min_rounds=9)
     row = {f"{name} ms": timed.median * 1e3 for name, timed in times.items()}
-    for name in ("DeepSparse", "SparseProp"):
+    for name in ENGINES:
+        if name not in times:
+            continue
         row[f"vs {name}"] = timing.ratio(times[name], times["maskfuse"])
         row[f"unpacked vs {name}"] = timing.ratio(times[name], times["unpacked"])
         row[f"first vs {name}"] = timing.ratio(times[name], times["maskfuse"], first=True)
@@ -61,12 +75,9 @@ def compared(calls: dict[str, Callable[[], Tensor]], want: Tensor, options) -> d
 
 def options_of(description: str) -> argparse.Namespace:
     """The command line's, with the threads pinned as it says."""
-    parser = timing.arguments(description)
+    parser = timing.arguments(description, "one layer")
     parser.set_defaults(budget=0.5)
-    options = parser.parse_args()
-    timing.pin(options.threads)
-    torch.manual_seed(0)
-    return options
+    return timing.parsed(parser)
 
 
 def verdicts(name: str, title: str, rows: list[dict], columns: dict[str, str], bounds: dict[str, list], options) -> int:
@@ -74,16 +85,17 @@ def verdicts(name: str, title: str, rows: list[dict], columns: dict[str, str], b
 
     Bounds are (which rows, their name, at least how many times faster). Returns 1 where `--check` asks and one fails.
     """
-    columns |= {f"{peer} ms": ".3f" for peer in ("DeepSparse", "SparseProp", "maskfuse", "unpacked")}
-    columns |= {
-        f"{form}vs {peer}": ".2f" for peer in ("dense", "DeepSparse", "SparseProp") for form in ("", "unpacked ")
-    }
+    missing = absent()
+    there = [name for name in ENGINES if name not in missing]
+    columns |= {f"{peer} ms": ".3f" for peer in (*there, "maskfuse", "unpacked")}
+    columns |= {f"{form}vs {peer}": ".2f" for peer in ("dense", *there) for form in ("", "unpacked ")}
     timing.table(f"{title}, float32, {options.threads} threads (ratios: above 1 is faster)", rows, columns)
     targets = [
         (f"{peer}, {which}, slowest", min(row[f"vs {peer}"] for row in rows if belongs(row)), bound)
         for peer, list_of_bounds in bounds.items()
         for belongs, which, bound in list_of_bounds
+        if peer in there and any(belongs(row) for row in rows)
     ]
     lines = timing.verdicts(targets)
-    path = timing.write(name, rows, options.output, targets=lines)
+    path = timing.write(name, rows, options.output, peers=missing, targets=lines)
     return timing.report(lines, path, options.check)

@@ -14,7 +14,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 os.environ.setdefault("OMP_PROC_BIND", "true")
@@ -22,16 +22,20 @@ os.environ.setdefault("OMP_PLACES", "cores")
 
 import maskfuse
 import torch
-from maskfuse._timing import Timing, compare, ratio
-
-RESULTS = Path(__file__).resolve().parent / "results"
+from maskfuse import _timing
+from maskfuse._processor import last_cache, processor
+from maskfuse._timing import Timing, ratio
+from records import RESULTS, ROOT
 
 __all__ = [
     "Timing",
     "arguments",
     "compare",
     "last_cache",
+    "listed",
     "machine",
+    "measured",
+    "parsed",
     "pin",
     "progress",
     "ratio",
@@ -42,14 +46,51 @@ __all__ = [
 ]
 
 
-def arguments(description: str) -> argparse.ArgumentParser:
-    """Options of every benchmark: threads, time a case, output file, and a check of the targets."""
-    parser = argparse.ArgumentParser(description=description)
+MOST_ROUNDS = 201
+_most_rounds = MOST_ROUNDS
+
+
+def arguments(description: str, quick: str = "") -> argparse.ArgumentParser:
+    """Options of every benchmark: threads, time a case, output file, and a check of the targets; and
+    `--quick`, where `quick` says which cases it takes."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="CPU threads (2)")
     parser.add_argument("--budget", type=float, default=1.0, help="seconds a case (1)")
+    parser.add_argument("--rounds", type=int, default=MOST_ROUNDS, help=f"at most so many a case ({MOST_ROUNDS})")
+    if quick:
+        parser.add_argument("--quick", action="store_true", help=quick)
     parser.add_argument("--output", type=Path, help="JSON file (bench/results/<benchmark>.json)")
     parser.add_argument("--check", action="store_true", help="exit with 1 where a target is missed")
     return parser
+
+
+def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The command line's options, with threads pinned, the rounds of `compare` limited and random numbers fixed."""
+    global _most_rounds
+    options = parser.parse_args()
+    if options.threads < 1 or options.rounds < 1 or options.budget < 0:
+        parser.error("--threads and --rounds must be positive, --budget not negative")
+    _most_rounds = options.rounds
+    pin(options.threads)
+    torch.manual_seed(0)
+    return options
+
+
+def compare(
+    candidates: Mapping[str, Callable[[], object]], budget: float = 1.0, min_rounds: int = 9
+) -> dict[str, Timing]:
+    """`maskfuse._timing.compare`, in no more rounds than `--rounds` says."""
+    return _timing.compare(candidates, budget, min(min_rounds, _most_rounds), _most_rounds)
+
+
+def measured(times: Mapping[str, Timing], unit: str = "ms") -> dict[str, float]:
+    """Medians in ms (or us) of every contender, how many times faster maskfuse is than each other, and its spread."""
+    ours, found = times["maskfuse"], {}
+    for name, timed in times.items():
+        found[f"{name} {unit}"] = timed.median * {"ms": 1e3, "us": 1e6}[unit]
+        if name != "maskfuse":
+            found[f"vs {name}"] = ratio(timed, ours)
+    return found | {"spread": ours.spread}
 
 
 def pin(threads: int) -> None:
@@ -73,35 +114,12 @@ def _keep_freed_memory() -> None:
         mallopt(mmap_threshold, 2**25)
 
 
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []
-
-
-def last_cache() -> int:
-    """Bytes of the last-level cache, 0 where the system does not say."""
-    sizes = [_lines(f"/sys/devices/system/cpu/cpu0/cache/index{index}/size") for index in range(4)]
-    return max((int(size[0].removesuffix("K")) << 10 for size in sizes if size and size[0].endswith("K")), default=0)
-
-
 def machine() -> dict:
     """What a figure depends on: processor, caches, versions, commit, threads, load."""
-    model = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "")
-    caches = {}
-    for index in range(4):
-        base = f"/sys/devices/system/cpu/cpu0/cache/index{index}/"
-        level, kind, size = (_lines(base + name) for name in ("level", "type", "size"))
-        if level and kind and size and kind[0] != "Instruction":
-            caches[f"L{level[0]}"] = size[0]
-    root = Path(__file__).resolve().parent
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True)
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
     info = maskfuse.build_info()
     return {
-        "processor": model or platform.processor(),
-        "processors": os.cpu_count(),
-        "caches": caches,
+        **processor(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -113,11 +131,17 @@ def machine() -> dict:
     }
 
 
+def _command() -> str:
+    """What was typed, but for where the result goes."""
+    words = [word for i, word in enumerate(sys.argv) if word != "--output" and sys.argv[max(i - 1, 0)] != "--output"]
+    return " ".join(["python", *words])
+
+
 def write(name: str, rows: list[dict], output: Path | None, **summary: object) -> Path:
     """Writes machine, summary and rows as JSON; returns the path."""
     path = output or RESULTS / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"benchmark": name, "command": " ".join(["python", *sys.argv]), "machine": machine(), **summary}
+    content = {"benchmark": name, "command": _command(), "machine": machine(), **summary}
     path.write_text(json.dumps({**content, "rows": rows}, indent=1) + "\n")
     return path
 
@@ -144,6 +168,16 @@ def report(lines: list[dict], path: Path, check: bool) -> int:
         print(f"{verdict} {line['measured']:7.2f} {sign} {line['bound']:.2f}  {line['what']}")
     print(f"{sum(line['met'] for line in lines)} of {len(lines)} targets met; written to {path}")
     return int(check and not all(line["met"] for line in lines))
+
+
+def listed(name: str, rows: list[dict], options: argparse.Namespace, **summary: object) -> int:
+    """Prints and writes rows of a case, its section, medians and ratios, without targets; returns the exit status."""
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    columns = {"case": "s", "section": "s"} | {key: ".3f" for key in keys if key.endswith(" ms")}
+    columns |= {key: ".2f" for key in keys if key.startswith("vs ")} | {"spread": ".0%"}
+    table(f"{name}, float32, {options.threads} threads (ratios: above 1 is faster)", rows, columns)
+    print(f"written to {write(name, rows, options.output, dtype='float32', **summary)}")
+    return 0
 
 
 def progress(cases: list) -> Iterator:

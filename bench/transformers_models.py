@@ -143,14 +143,14 @@ def measured(name: str, made: tuple[nn.Module, Tensor, maskfuse.Policy], options
 
 
 def main() -> int:
-    parser = timing.arguments(__doc__)
+    parser = timing.arguments(__doc__, "one layer of the encoder alone")
     parser.add_argument("--layers", type=int, default=4, help="layers of the encoder (4)")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="which ones (all)")
     parser.add_argument("--compile", action="store_true", help="torch.compile of the models too")
     parser.set_defaults(budget=4.0)
-    options = parser.parse_args()
-    timing.pin(options.threads)
-    torch.manual_seed(0)
+    options = timing.parsed(parser)
+    if options.quick:
+        options.models, options.layers = ["encoder"], 1
     rows = []
     for name in timing.progress(options.models):
         rows += measured(name, MODELS[name](options), options)

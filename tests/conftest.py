@@ -11,6 +11,20 @@ import pytest
 import torch
 from maskfuse._accuracy import sum_bound
 
+
+def _load_profiles() -> None:
+    """The same examples in every run; `make fuzz` draws others, of which tests/fuzz.py prints the seed."""
+    from hypothesis import HealthCheck, settings
+
+    any_pace = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
+    settings.register_profile("ci", derandomize=True, database=None, max_examples=40, print_blob=True, **any_pace)
+    settings.register_profile("fuzz", database=None, max_examples=100, print_blob=True, **any_pace)
+    settings.load_profile("ci")
+
+
+if importlib.util.find_spec("hypothesis") is not None:  # not beside every GPU
+    _load_profiles()
+
 # Where there is no GPU, Triton's interpreter runs the Triton kernels, if it is told before anything imports triton.
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 if HAS_TRITON and not torch.cuda.is_available():

@@ -6,8 +6,8 @@ import maskfuse
 import pytest
 import torch
 from conftest import DTYPES, few, one_of, thorough
+from layouts import LAYOUTS, SHAPES, check_same, expected_format, values
 from maskfuse import channel_scatter, channel_select
-from test_channel_gather import LAYOUTS, SHAPES, check_same, expected_format, values
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, jvp, vmap
 from torch.library import opcheck

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-import pickle
 
 import pytest
 import torch
+from copies import pickled
 from maskfuse import Mask
 from maskfuse.nn import CompactSequential, MaskedConv2d, MaskedLinear
-from maskfuse.nn import compact_sequential as module
+from maskfuse.nn import _chains as module
 from torch import nn
 from torch.func import functional_call, grad
 
@@ -117,7 +117,7 @@ def test_state_is_a_sequentials():
     assert list(compact.state_dict()) == list(plain.state_dict())
     plain.load_state_dict(compact.state_dict())
     x = torch.randn(2, IN, 6, 6)
-    for twin in (copy.deepcopy(compact), pickle.loads(pickle.dumps(compact)), plain):
+    for twin in (copy.deepcopy(compact), pickled(compact), plain):
         torch.testing.assert_close(twin.eval()(x), compact.eval()(x), atol=1e-5, rtol=1e-4)
     assert compact[0] is modules[0] and len(compact) == len(modules)
     assert torch.equal(compact[:2].eval()(x), nn.Sequential(*modules[:2]).eval()(x))
@@ -125,14 +125,14 @@ def test_state_is_a_sequentials():
 
 def test_what_is_not_read_is_not_computed(monkeypatch):
     seen = []
-    product = module._Layer.product
+    product = module.ChainedLayer.product
 
     def watched(self, x):
         y = product(self, x)
         seen.append((x.shape[1], y.shape[1]))
         return y
 
-    monkeypatch.setattr(module._Layer, "product", watched)
+    monkeypatch.setattr(module.ChainedLayer, "product", watched)
     modules, _ = models()["three"]
     CompactSequential(*modules)(torch.randn(2, IN, 6, 6))
     assert seen == [(IN, A // 2), (A // 2, B // 2), (B // 2, OUT)]

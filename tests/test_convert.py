@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-import pickle
 import warnings
 
 import maskfuse
 import pytest
 import torch
+from copies import pickled
 from maskfuse import Mask, Policy, convert
 from maskfuse.nn import MaskedConv2d, MaskedLinear
 from torch import nn
@@ -105,7 +105,7 @@ def test_converted_models_copy_pickle_and_pack():
     model = convert(small(), 0.2).eval()
     x = torch.randn(2, 3, 4, 4)
     y = model(x)
-    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+    for other in (copy.deepcopy(model), pickled(model)):
         assert masked(other) == masked(model) and torch.equal(other(x), y)
     torch.testing.assert_close(maskfuse.pack(model)(x), y)
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from conftest import few, one_of
 from device_ops import each_cuda_machine, each_machine, poisoned
+from layouts import ALL_DTYPES, LAYOUTS, SHAPES, check_same, expected_format, values
 from maskfuse import reference
-from test_channel_gather import ALL_DTYPES, LAYOUTS, SHAPES, check_same, expected_format, values
 
 CPU = torch.ops.maskfuse
 N, C = 5, 19

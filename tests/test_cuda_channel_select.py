@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from device_ops import each_cuda_machine, each_machine
+from layouts import LAYOUTS, check_same, expected_format, values
 from maskfuse import reference
-from test_channel_gather import LAYOUTS, check_same, expected_format, values
 from test_cuda_channel_gather import needs_gpu, on
 
 CPU = torch.ops.maskfuse

@@ -6,9 +6,9 @@ import threading
 
 import pytest
 import torch
+from cuda_linear import check, on, operands
 from device_ops import MACHINES, capability, each_cuda_machine, multiprocessors, poisoned
 from maskfuse import Mask
-from test_cuda_masked_linear import check, on, operands
 
 # batch, in, out, of which every pass runs on Hopper's kernel: whole tiles and not, few multiprocessors and many.
 SHAPES = {

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-import io
-import pickle
 
 import maskfuse
 import pytest
 import torch
+from copies import pickled, through_a_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from maskfuse import Mask
@@ -151,19 +150,16 @@ def test_immutable():
 def test_copies():
     mask = Mask.random((4, 40), 0.5)
     assert copy.deepcopy(mask) is mask and copy.copy(mask) is mask
-    assert pickle.loads(pickle.dumps(mask)) == mask
+    assert pickled(mask) == mask
     assert mask.to("cpu") is mask
-    buffer = io.BytesIO()
-    torch.save({"mask": mask}, buffer)
-    buffer.seek(0)
-    assert torch.load(buffer, weights_only=True)["mask"] == mask
+    assert through_a_file({"mask": mask}, weights_only=True)["mask"] == mask
 
 
 def test_a_pickle_with_bits_past_the_end_is_refused():
     mask = Mask.full((2, 3))
     mask.bits.fill_(-1)
     with pytest.raises(ValueError, match="past the last column"):
-        pickle.loads(pickle.dumps(mask))
+        pickled(mask)
     x, w = torch.randn(4, 3), torch.randn(2, 3)  # and what uses it stays inside its matrix
     torch.testing.assert_close(maskfuse.masked_linear(x, w, mask), x @ w.T)
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import pickle
 import threading
 
 import maskfuse
-import maskfuse.mask as mask_module
 import pytest
 import torch
 import torch.utils.flop_counter
 from conftest import few, one_of
+from copies import pickled
 from maskfuse import Mask, masked_conv2d, masked_linear, reference
+from maskfuse._mask import plans
+from maskfuse.functional import _check
 from maskfuse.nn import MaskedConv2d, MaskedLinear
 from test_masked_linear import check, forward_backward
 from torch.nn import functional as F
@@ -197,7 +198,7 @@ def test_who_has_a_plan():
     with torch.inference_mode():
         other = Mask.random((OUT, IN), 0.5)
         assert not any(t.is_inference() for t in other.plan)
-    restored = pickle.loads(pickle.dumps(mask))
+    restored = pickled(mask)
     assert restored._plan is None and all(map(torch.equal, restored.plan, mask.plan))
 
 
@@ -212,8 +213,8 @@ def test_layers_share_a_plan_and_make_it_early():
 def test_a_call_makes_no_plan_where_that_waits_for_the_device(monkeypatch, shape):
     """A tensor as a mask, as on CUDA: its bits are packed and not looked at. A layer plans all the same."""
     made = []
-    monkeypatch.setattr(mask_module, "plan_waits", lambda device: True)
-    monkeypatch.setattr(mask_module, "_make_plan", lambda mask: made.append(mask) or [])
+    monkeypatch.setattr(_check, "plan_waits", lambda device: True)
+    monkeypatch.setattr(plans, "make_plan", lambda mask: made.append(mask) or [])
     monkeypatch.setattr(Mask, "_found", lambda self: pytest.fail("the bits were looked at"))
     conv = len(shape) == 4
     layer, op = (MaskedConv2d(16, 64, 3), masked_conv2d) if conv else (MaskedLinear(80, 64), masked_linear)
@@ -227,8 +228,8 @@ def test_a_call_makes_no_plan_where_that_waits_for_the_device(monkeypatch, shape
 
 
 def test_on_which_devices_a_plan_waits():
-    assert mask_module.plan_waits(torch.device("cuda", 1))
-    assert not any(mask_module.plan_waits(torch.device(name)) for name in ("cpu", "meta"))
+    assert plans.plan_waits(torch.device("cuda", 1))
+    assert not any(plans.plan_waits(torch.device(name)) for name in ("cpu", "meta"))
 
 
 def plans_of_many_threads(mask: Mask) -> list[list[torch.Tensor]]:

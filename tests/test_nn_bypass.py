@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-import pickle
 
 import pytest
 import torch
 from bypassed import ACTIVE, ALL, NONE, Counted, D, FirstLogit, N, choose_by_hand, residual, skipped_by_hand
+from copies import pickled
 from maskfuse.nn import Bypass
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -253,7 +253,7 @@ def test_state_and_copies():
     assert list(Bypass(nn.Linear(D, D), p=0.5).state_dict()) == ["module.weight", "module.bias"]
     x = torch.randn(N, D)
     bypass.active = False
-    for again in (copy.deepcopy(bypass), pickle.loads(pickle.dumps(bypass))):
+    for again in (copy.deepcopy(bypass), pickled(bypass)):
         assert again.active is False and torch.equal(again(x), bypass(x)) and repr(again) == repr(bypass)
 
 

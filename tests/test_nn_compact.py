@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-import io
-import pickle
 
 import maskfuse
 import pytest
 import torch
 from compact import KINDS, made, random_mask
+from copies import pickled, through_a_file
 from maskfuse import Mask
 from maskfuse.nn import CompactConv2d, CompactLinear, GatedLinear, MaskedConv2d, MaskedLinear
 from torch import nn
@@ -190,15 +189,8 @@ def test_copies(mask):
     assert twin.mask is layer.mask and twin.values is not layer.values
     twin.set_mask(~mask)
     assert layer.mask == mask and layer.values.any()
-    for again in (pickle.loads(pickle.dumps(layer)), saved_and_loaded(layer)):
+    for again in (pickled(layer), through_a_file(layer)):
         assert again.mask == mask and torch.equal(again.values, layer.values)
-
-
-def saved_and_loaded(layer):
-    buffer = io.BytesIO()
-    torch.save(layer, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=False)
 
 
 def test_dtypes_and_devices(mask):

@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import gc
-import io
-import pickle
 import weakref
 
 import pytest
 import torch
 from conftest import DTYPES
+from copies import COPIES, through_a_file
 from maskfuse import Mask
 from maskfuse.nn import CompactLinear, GatedLinear, MaskedLinear, freeze, frozen_mask, keep_frozen, unfreeze
 from torch import nn
@@ -84,18 +83,7 @@ def test_freeze_again_and_unfreeze(layer, dense):
     assert frozen_mask(torch.ones(2)) is None
 
 
-def pickled(value):
-    return pickle.loads(pickle.dumps(value))
-
-
-def through_a_file(value):
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=False)
-
-
-@pytest.mark.parametrize("copied", [copy.deepcopy, pickled, through_a_file])
+@pytest.mark.parametrize("copied", COPIES)
 @pytest.mark.parametrize("trained", [True, False])
 def test_copies_are_frozen(layer, dense, copied, trained):
     model = nn.ModuleList([layer, nn.Linear(7, 5)])
@@ -118,10 +106,7 @@ def test_copies_are_frozen(layer, dense, copied, trained):
 
 
 def test_a_parameter_loads_as_weights_only(layer, dense):
-    buffer = io.BytesIO()
-    torch.save(freeze(layer.weight, dense), buffer)
-    buffer.seek(0)
-    loaded = torch.load(buffer, weights_only=True)
+    loaded = through_a_file(freeze(layer.weight, dense), weights_only=True)
     assert frozen_mask(loaded) == Mask.from_dense(dense) and torch.equal(loaded, layer.weight)
 
 

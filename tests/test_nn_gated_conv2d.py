@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
-import pickle
 
 import pytest
 import torch
 from conftest import DTYPES
+from copies import pickled
 from maskfuse import Mask
 from maskfuse.nn import GatedConv2d, MaskedConv2d
 from torch import nn
@@ -141,7 +141,7 @@ def test_from_dense_and_state(x):
     other = GatedConv2d.from_dense(plain, "straight_through")
     assert list(layer.state_dict()) == ["weight", "bias", "scores", "temperature"]
     other.load_state_dict(layer.state_dict())
-    for twin in (other, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), GatedConv2d.from_dense(layer)):
+    for twin in (other, copy.deepcopy(layer), pickled(layer), GatedConv2d.from_dense(layer)):
         assert twin.temperature == 0.25 and torch.equal(twin(x.double()), layer(x.double()))
     torch.testing.assert_close(layer.to_dense()(x.double()), layer(x.double()))
     with pytest.raises(TypeError, match=r"layer must be an nn\.Conv2d, got Linear"):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-import io
-import pickle
 import sys
 
 import maskfuse
 import pytest
 import torch
+from copies import pickled
 from maskfuse import Mask
 from maskfuse.nn import MaskedConv2d
 from torch import nn
@@ -82,10 +81,7 @@ def test_state_travels(mask, x):
     with pytest.raises(RuntimeError, match="mask_bits"):
         MaskedConv2d(24, 40, 2).load_state_dict(layer.state_dict())
     assert copy.deepcopy(layer).mask is layer.mask
-    buffer = io.BytesIO()
-    pickle.dump(layer, buffer)
-    buffer.seek(0)
-    torch.testing.assert_close(pickle.load(buffer)(x), layer(x))
+    torch.testing.assert_close(pickled(layer)(x), layer(x))
 
 
 def test_channels_last_model(mask, x):

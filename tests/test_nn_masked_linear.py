@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-import io
-import pickle
 import sys
 
 import maskfuse
 import pytest
 import torch
+from copies import pickled, through_a_file
 from maskfuse import Mask
 from maskfuse.nn import MaskedLinear, freeze, frozen_mask
 from torch import nn
@@ -214,22 +213,17 @@ def test_copies_share_the_mask(mask):
     assert twin.mask is layer.mask and twin.weight is not layer.weight
     twin.set_mask(~mask)
     assert layer.mask == mask and not torch.equal(layer.weight, twin.weight)
-    again = pickle.loads(pickle.dumps(layer))
+    again = pickled(layer)
     assert again.mask == mask and torch.equal(again.weight, layer.weight)
-    buffer = io.BytesIO()
-    torch.save(layer, buffer)
-    buffer.seek(0)
-    assert torch.load(buffer, weights_only=False).mask == mask
+    assert through_a_file(layer).mask == mask
 
 
 def test_files_load_as_weights_only(mask):
     """State with masks, masks themselves, and frozen parameters: nothing else has to be trusted."""
     model = nn.Sequential(MaskedLinear(IN, OUT, mask=mask), nn.Linear(OUT, 4))
     freeze(model[1].weight, Mask.random((4, OUT), 0.5))
-    buffer = io.BytesIO()
-    torch.save({"model": model.state_dict(), "masks": [mask], "frozen": model[1].weight}, buffer)
-    buffer.seek(0)
-    saved = torch.load(buffer, weights_only=True)
+    state = {"model": model.state_dict(), "masks": [mask], "frozen": model[1].weight}
+    saved = through_a_file(state, weights_only=True)
     twin = nn.Sequential(MaskedLinear(IN, OUT), nn.Linear(OUT, 4))
     twin.load_state_dict(saved["model"])
     assert twin[0].mask == saved["masks"][0] == mask and torch.equal(twin[0].weight, model[0].weight)

@@ -105,6 +105,27 @@ def test_gated_layers_and_a_single_layer(tmp_path, capsys):
     assert status == 0 and row["name"] == "" and row["structure"] == "full"
 
 
+def test_names_are_escaped(tmp_path, capsys):
+    """A file's names are whoever's wrote it: they neither break a line nor steer a terminal."""
+    state = {f"one\n\x1b[31m\u202e{key}": value for key, value in MaskedLinear(8, 4).state_dict(prefix="é.").items()}
+    path = saved(tmp_path, state)
+    status, printed = run(capsys, path)
+    assert status == 0 and r"one\n\x1b[31m\u202eé " in printed.out and not {"\x1b", "\u202e"} & set(printed.out)
+    del state["one\n\x1b[31m\u202eé.weight"]
+    state["one\n\x1b[31m\u202eé.values"] = torch.ones(3)
+    status, printed = run(capsys, saved(tmp_path, state))  # named in a note
+    assert status == 0 and r"one\n\x1b[31m\u202eé" in printed.out and not {"\x1b", "\u202e"} & set(printed.out)
+    state = {"a\nb.mask_bits": torch.zeros(1), "a\nb.weight": torch.zeros(1, 1)}
+    status, printed = run(capsys, saved(tmp_path, state))  # in a message
+    assert status == 1 and r"a\nb.mask_bits" in printed.err and len(printed.err.splitlines()) == 1
+
+
+def test_one_row_is_one_row(tmp_path, capsys):
+    path = saved(tmp_path, small().state_dict())
+    assert "linear layers, 1 row, on the CPU" in run(capsys, path)[1].out
+    assert "linear layers, 2 rows, on the CPU" in run(capsys, path, "--batch", 2)[1].out
+
+
 def test_no_masks(tmp_path, capsys):
     status, printed = run(capsys, saved(tmp_path, nn.Linear(3, 3).state_dict()))
     assert status == 0 and "no layer is masked" in printed.out

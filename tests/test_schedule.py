@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import gc
-import io
 import weakref
 
 import pytest
 import torch
+from copies import through_a_file
 from maskfuse import Mask, protect
 from maskfuse.nn import MaskedLinear
 from maskfuse.schedule import SET, CubicSchedule, RigL
@@ -234,15 +234,13 @@ def test_resuming_is_bitwise(kind, budget):
     noise = torch.Generator().manual_seed(7)
     for _ in range(9):
         step(*straight, generator=noise)
-    saved = io.BytesIO()
-    torch.save([part.state_dict() for part in straight], saved)
-    saved.seek(0)
+    saved = through_a_file([part.state_dict() for part in straight], weights_only=True)
     position = noise.get_state()
     for _ in range(9):
         step(*straight, generator=noise)
     resumed = make()
     torch.manual_seed(99)  # nothing is drawn from torch's own generator
-    for part, state in zip(resumed, torch.load(saved, weights_only=True), strict=True):
+    for part, state in zip(resumed, saved, strict=True):
         part.load_state_dict(state)
     noise.set_state(position)
     changes = [step(*resumed, generator=noise) for _ in range(9)]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-import pickle
 
 import pytest
 import torch
+from copies import pickled
 from maskfuse import Mask, protect, sync_masks
 from maskfuse.nn import (
     ChannelGate,
@@ -19,7 +19,7 @@ from maskfuse.nn import (
     frozen_mask,
     unfreeze,
 )
-from maskfuse.nn._compact import set_masks
+from maskfuse.nn._compact_masks import set_masks
 from maskfuse.schedule import SET, CubicSchedule
 from optimizers import same_bits
 from schedules import masked_layers, network, step, under_masks
@@ -206,7 +206,7 @@ def test_bad_arguments():
         sync_masks(nn.Linear(2, 2), Mask.full((2, 2)))
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
 def test_copies_of_an_average_keep_everything(copied):
     model = everything()
     freeze(model[1].weight, Mask.random((6, 6), 0.5))

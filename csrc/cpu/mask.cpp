@@ -49,6 +49,7 @@ int64_t count_of_every(const uint32_t* bits, int64_t rows, int64_t columns, int6
 
 void mask_pack(const uint8_t* dense, int64_t columns, uint32_t* bits, int64_t row0, int64_t row1) {
   const int64_t words = mask_words(columns);
+  if (words == 0) return;  // however many rows there are
   for (int64_t r = row0; r < row1; ++r) {
     const uint8_t* from = dense + r * columns;
     uint32_t* to = bits + r * words;
@@ -68,6 +69,7 @@ void mask_pack(const uint8_t* dense, int64_t columns, uint32_t* bits, int64_t ro
 
 void mask_unpack(const uint32_t* bits, int64_t columns, uint8_t* dense, int64_t row0, int64_t row1) {
   const int64_t words = mask_words(columns);
+  if (words == 0) return;  // however many rows there are
   for (int64_t r = row0; r < row1; ++r) {
     const uint32_t* from = bits + r * words;
     uint8_t* to = dense + r * columns;
@@ -83,6 +85,7 @@ void mask_unpack(const uint32_t* bits, int64_t columns, uint8_t* dense, int64_t 
 MaskStructure mask_structure(const uint32_t* bits, int64_t rows, int64_t columns, int64_t inner) {
   const int64_t words = mask_words(columns);
   MaskStructure s{Structure::unstructured, 0, 1, 1, 0, 0};
+  if (rows == 0 || columns == 0) return s.kind = Structure::empty, s;  // however many rows without columns
 
   // One pass: the number of active weights; whether all rows that are not empty are the same; the
   // greatest common divisors of the positions where rows, and where columns, change.

@@ -32,8 +32,8 @@ Grid grid_of(int64_t m, int64_t n, int64_t m_step, int64_t n_step) {
 
 // Gives every thread a part of the columns, and of the rows where there are not enough columns.
 Grid split(const MaskedGemm& g, int64_t m_unit, int64_t n_unit, int threads) {
-  const int64_t work = g.m * g.n * std::max<int64_t>(g.k, 1) / kWorthAThread;
-  const int64_t parts = std::min<int64_t>(threads, std::max<int64_t>(1, work));
+  const double work = (double)g.m * (double)g.n * (double)std::max<int64_t>(g.k, 1) / (double)kWorthAThread;
+  const auto parts = (int64_t)std::min<double>(threads, std::max(1.0, work));
   const int64_t units = ceil_div(g.n, n_unit);
   const int64_t first = std::max<int64_t>(1, std::min(parts, units)), second = std::max<int64_t>(1, parts / first);
   return grid_of(g.m, g.n, step_of(g.m, second, m_unit), step_of(g.n, first, n_unit));

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <vector>
 
 #include "mask.h"
@@ -49,10 +50,17 @@ int64_t count_strips(const uint32_t* bits, int64_t columns, int64_t begin, int64
   return strips;
 }
 
+// Bits of a pattern of so many rows or columns.
+int64_t count(const uint32_t* pattern, int64_t size) {
+  int64_t active = 0;
+  for (int64_t w = 0; w < mask_words(size); ++w) active += count_bits(pattern[w]);
+  return active;
+}
+
 }  // namespace
 
 bool plan_open(const void* bytes, int64_t size, int64_t rows, int64_t columns, Plan* plan) {
-  if (size < (int64_t)sizeof(PlanHeader)) return false;
+  if (size < (int64_t)sizeof(PlanHeader) || (uintptr_t)bytes % alignof(PlanHeader) != 0) return false;
   const auto* header = (const PlanHeader*)bytes;
   if (header->magic != kMagic || header->bytes != size || header->rows != rows || header->columns != columns)
     return false;
@@ -63,6 +71,12 @@ bool plan_open(const void* bytes, int64_t size, int64_t rows, int64_t columns, P
       !within(h.single_entries, h.row_bytes) || !within(h.values, 4 * h.column_bytes) ||
       !within(h.most_panel_values, h.values) || !within(h.strips, rows * columns) || !within(h.active_rows, rows) ||
       !within(h.active_columns, columns) || !within(h.active, rows * columns))
+    return false;
+  const int64_t patterns = h.active_rows > 0 ? mask_words(rows) + mask_words(columns) : 0;
+  const int64_t tiles = ((rows + h.panel - 1) / h.panel) * ((columns + h.chunk - 1) / h.chunk) + 1;
+  if ((int64_t)sizeof(PlanHeader) + tiles * (int64_t)sizeof(PlanTile) + patterns * (int64_t)sizeof(uint32_t) +
+          h.runs * (int64_t)sizeof(PlanRun) + h.row_bytes + h.column_bytes >
+      size)
     return false;
   plan->header = header;
   plan->tiles = (const PlanTile*)(header + 1);
@@ -76,7 +90,8 @@ bool plan_open(const void* bytes, int64_t size, int64_t rows, int64_t columns, P
   plan->runs = (const PlanRun*)pattern;
   plan->rows = (const uint8_t*)(plan->runs + header->runs);
   plan->columns = plan->rows + header->row_bytes;
-  return plan->columns + header->column_bytes <= (const uint8_t*)bytes + size;
+  return plan->row_pattern == nullptr ||
+         (count(plan->row_pattern, rows) == h.active_rows && count(plan->column_pattern, columns) == h.active_columns);
 }
 
 struct PlanBuilder::State {
@@ -118,13 +133,15 @@ void PlanBuilder::State::find_pattern() {
     return pattern.clear();
   }
   pattern.insert(pattern.end(), columns, columns + words);
+  pattern.back() &= mask_columns(words - 1, header.columns);
 }
 
 PlanBuilder::PlanBuilder(const uint32_t* bits, int64_t rows, int64_t columns, int64_t active, int64_t cache_bytes,
                          int64_t taps)
-    : state_(new State{}) {
-  PlanHeader& h = state_->header;
-  state_->bits = bits;
+    : state_(nullptr) {
+  auto state = std::make_unique<State>();  // until all of it is there: what follows allocates
+  PlanHeader& h = state->header;
+  state->bits = bits;
   h.magic = kMagic;
   h.rows = rows, h.columns = columns, h.active = std::min(active, rows * columns);
   // A tile of activations fills two thirds of the first-level cache. Where lists are short, wider tiles: reading the
@@ -140,8 +157,9 @@ PlanBuilder::PlanBuilder(const uint32_t* bits, int64_t rows, int64_t columns, in
   while (panel > 32 && panel * 8 > rows && taps == 0) panel /= 2;
   while (panel > 16 && panel * columns > kPanelValues) panel /= 2;
   h.panel = panel;
-  state_->chunks = (columns + h.chunk - 1) / h.chunk;
-  state_->parts.resize((size_t)panels());
+  state->chunks = (columns + h.chunk - 1) / h.chunk;
+  state->parts.resize((size_t)((rows + panel - 1) / panel));
+  state_ = state.release();
 }
 
 PlanBuilder::~PlanBuilder() { delete state_; }

@@ -63,8 +63,12 @@ struct Plan {
   int64_t chunks() const { return (header->columns + header->chunk - 1) / header->chunk; }
 };
 
-// Reads a plan's header. False where the bytes are no plan for rows x columns.
+// Reads a plan's header. False where the bytes are no plan for rows x columns. The lists behind it are believed:
+// kernels index with them.
 bool plan_open(const void* bytes, int64_t size, int64_t rows, int64_t columns, Plan* plan);
+
+// Whether the lists of an opened plan lead nowhere but into the matrix and the plan, however they came about.
+bool plan_is_sound(const Plan& plan);
 
 // Builds a plan in two steps, both cut by panel so that threads share the work; `layout` between them says how
 // large the plan is and where each panel goes.

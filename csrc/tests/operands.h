@@ -7,6 +7,7 @@
 #include <memory>
 #include <new>
 
+#include "dtype.h"
 #include "harness.h"
 #include "mask.h"
 #include "masked_linear_plan.h"

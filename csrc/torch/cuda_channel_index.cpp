@@ -1,19 +1,12 @@
 // Index tensors on the device, and the look at their values that MASKFUSE_DEBUG asks for.
 #include "cuda_channel_index.h"
 
-#include <cstdlib>
 #include <cstring>
+
+#include "debug.h"
 
 namespace maskfuse {
 namespace {
-
-bool debugging() {
-  static const bool on = [] {
-    const char* const value = std::getenv("MASKFUSE_DEBUG");
-    return value && std::strcmp(value, "1") == 0;
-  }();
-  return on;
-}
 
 // Waits for the stream. A stream that is captured must not be waited for: nothing then.
 std::optional<std::vector<char>> copied_to_host(const Tensor& t) {

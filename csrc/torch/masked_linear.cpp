@@ -21,7 +21,7 @@ struct Cpu {
   }
   static void attach_packed(MaskedGemm& g, Operands& keep, const std::vector<Tensor>& plan, const Tensor& weight,
                             const char* op) {
-    maskfuse::attach_packed(g, keep, plan, weight.scalar_type(), weight.size(0), op);
+    maskfuse::attach_packed(g, keep, plan, weight.scalar_type(), weight.size(0), weight.size(1), op);
   }
 
   static void run(MaskedGemm& problem, const Tensor&, const char*) {
@@ -87,7 +87,7 @@ std::string masked_linear_candidates(std::string pass, int64_t batch, const Tens
   else
     STD_TORCH_CHECK(false, kOp, ": pass must be forward, input_grad or weight_grad, got ", pass);
   attach_bits(g, keep, bits, plan, out, in, kOp);
-  if (g.pass == Pass::forward) attach_packed(g, keep, plan, type, out, kOp);
+  if (g.pass == Pass::forward) attach_packed(g, keep, plan, type, out, in, kOp);
   Candidate list[kMostCandidates];
   const int count = candidates(g, isa_in_use(), (int)torch::stable::get_num_threads(), list);
   return describe_candidates(list, count);

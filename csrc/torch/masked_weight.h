@@ -3,7 +3,9 @@
 #pragma once
 
 #include "../cpu/isa.h"
+#include "../cpu/masked_linear_packed.h"
 #include "../cpu/masked_linear_planner.h"
+#include "debug.h"
 #include "tensor.h"
 
 namespace maskfuse {
@@ -22,6 +24,9 @@ enum PlanPart { kIndex, kTransposedIndex, kPackedValues, kPackedColumns, kPacked
 // What masked_conv2d_pack returned lies behind a convolution's.
 inline constexpr size_t kOrdered = 2;
 
+// Of a plan its header, size and patterns are checked, of a packed weight what its sizes add up to. The lists are
+// believed to be those that mask_plan and masked_linear_pack made: to check them takes as long as the product of a few
+// rows, and is done with MASKFUSE_DEBUG=1 alone.
 template <class Problem>
 void attach_plan(Problem& g, Operands& keep, const std::vector<Tensor>& plan, PlanPart part, int64_t rows,
                  int64_t columns, const char* op) {
@@ -29,9 +34,12 @@ void attach_plan(Problem& g, Operands& keep, const std::vector<Tensor>& plan, Pl
   STD_TORCH_CHECK(plan.size() == kPackedValues || plan.size() == Problem::kPlanned, op,
                   ": plan must have no tensors, 2, or ", Problem::kPlanned, " with a packed weight, got ", plan.size());
   const Tensor& t = plan[part];
+  if (t.dim() == 1 && t.size(0) == 0) return;  // of a mask that has none, for callers who need a tensor all the same
   STD_TORCH_CHECK(t.scalar_type() == ScalarType::Byte && t.dim() == 1 && (t.size(0) <= 1 || t.stride(0) == 1) &&
                       plan_open(t.const_data_ptr(), t.size(0), rows, columns, &keep.plan),
                   op, ": plan[", (int)part, "] is not the plan of a mask of shape [", rows, ", ", columns, "]");
+  STD_TORCH_CHECK(!debugging() || plan_is_sound(keep.plan), op, ": plan[", (int)part,
+                  "] is corrupt: its lists lead out of the mask (seen with MASKFUSE_DEBUG=1 alone)");
   g.plan = &keep.plan;
 }
 
@@ -42,7 +50,7 @@ inline ScalarType sum_type(ScalarType type) {
 
 template <class Problem>
 void attach_packed(Problem& g, Operands& keep, const std::vector<Tensor>& plan, ScalarType type, int64_t out,
-                   const char* op) {
+                   int64_t in, const char* op) {
   if (plan.size() < kParts) return;
   const Tensor &values = plan[kPackedValues], &columns = plan[kPackedColumns], &rows = plan[kPackedRows],
                &ordered = plan[kOrderedValues];
@@ -59,6 +67,8 @@ void attach_packed(Problem& g, Operands& keep, const std::vector<Tensor>& plan, 
   STD_TORCH_CHECK(fits, op, ": plan does not hold a packed weight of ", out, " rows");
   keep.packed = {values.const_data_ptr(), columns.size(0) > 0 ? (const uint16_t*)columns.const_data_ptr() : nullptr,
                  (const int64_t*)rows.const_data_ptr(), ordered.size(0) > 0 ? ordered.const_data_ptr() : nullptr};
+  STD_TORCH_CHECK(!debugging() || packed_is_sound(g.bits, out, in, keep.packed), op,
+                  ": plan holds a packed weight of another mask (seen with MASKFUSE_DEBUG=1 alone)");
   g.packed = &keep.packed;
 }
 

@@ -7,6 +7,7 @@ from .backends import use_backend
 from .checkpoint import dense_state_dict, load_compressed, save_compressed
 from .compact import compact
 from .convert import Policy, convert
+from .explain import explain
 from .fold import fold
 from .functional.channel_gather import channel_gather
 from .functional.channel_scatter import channel_scatter
@@ -16,7 +17,7 @@ from .functional.gated_linear import gated_linear
 from .functional.mask_gradient import mask_gradient
 from .functional.masked_conv2d import masked_conv2d
 from .functional.masked_linear import masked_linear
-from .info import build_info, explain
+from .info import build_info
 from .mask import Mask
 from .optim.protect import is_protected, protect
 from .packing import pack, unpack

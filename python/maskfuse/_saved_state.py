@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._checks import describe
 from ._compressed_file import BadFile
 from ._mask_coding import decode, encode
 from ._sharded import is_sharded
 from .functional.active_weights import check_values, collect_active, expand_active
-from .mask import Mask, describe
+from .mask import Mask
 from .nn._with_mask import KEY, LayerWithMask
 
 

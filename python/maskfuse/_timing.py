@@ -27,9 +27,7 @@ class Timing:
     @property
     def spread(self) -> float:
         """Interquartile range over the median."""
-        if len(self.rounds) < 2:
-            return 0.0
-        low, _, high = statistics.quantiles(self.rounds, n=4)
+        low, high = quartiles(self.rounds)
         return (high - low) / self.median
 
 
@@ -71,7 +69,20 @@ def compare(
     return {name: Timing(tuple(again[name]), tuple(first[name])) for name in candidates}
 
 
+def ratios(slow: Timing, fast: Timing, first: bool = False) -> tuple[float, ...]:
+    """How many times faster `fast` is in each round."""
+    times = (slow.first, fast.first) if first else (slow.rounds, fast.rounds)
+    return tuple(a / b for a, b in zip(*times, strict=True))
+
+
 def ratio(slow: Timing, fast: Timing, first: bool = False) -> float:
     """How many times faster `fast` is: the median over rounds of the two times of one round."""
-    times = (slow.first, fast.first) if first else (slow.rounds, fast.rounds)
-    return statistics.median(a / b for a, b in zip(*times, strict=True))
+    return statistics.median(ratios(slow, fast, first))
+
+
+def quartiles(values: tuple[float, ...]) -> tuple[float, float]:
+    """The first and the third; of a single value, that value."""
+    if len(values) < 2:
+        return values[0], values[0]
+    low, _, high = statistics.quantiles(values, n=4)
+    return low, high

@@ -9,6 +9,9 @@ import torch
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+# What torch.jit.is_tracing asks, without a frame of Python, which small layers would feel.
+is_jit_tracing: Callable[[], bool] = getattr(torch._C, "_is_tracing", torch.jit.is_tracing)
+
 
 def constant_when_traced(function: F) -> F:
     """The function, which traced code calls once while it is traced, and whose result is a constant there: what

@@ -2,13 +2,15 @@
 
 A backend registers itself with `register`: `cpu`, `cuda` and `triton` run this package's kernels, `reference` plain
 PyTorch. On CUDA tensors the order is cuda, triton, reference; on CPU tensors it is cpu, reference. Nothing else is
-tried where no backend asked for by `use_backend` or MASKFUSE_BACKEND can run: that is an error.
+tried where no backend asked for by `use_backend` or MASKFUSE_BACKEND can run: that is an error. What is traced for
+`torch.onnx.export` is the reference.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +18,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+
+from ._traced import constant_when_traced, is_jit_tracing
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,23 @@ def names() -> list[str]:
 def requested() -> tuple[str, ...] | None:
     """The backends asked for in this thread, or by the environment when maskfuse was imported, in order; or None."""
     return getattr(_chosen, "names", None) or _from_environment or None
+
+
+_is_compiling = torch.compiler.is_compiling
+
+
+@constant_when_traced
+def _for_onnx() -> bool:
+    onnx = sys.modules.get("torch.onnx")  # not loaded, or not whole yet: nothing is being exported by it
+    return bool(getattr(onnx, "is_in_onnx_export", bool)())
+
+
+def traced_plainly() -> bool:
+    """Whether code is being traced into torch's own ops alone: what asks for the reference gets a program that needs no
+    maskfuse to run, and ONNX knows no other ops."""
+    if not (_is_compiling() or is_jit_tracing()):
+        return False
+    return requested() == ("reference",) or _for_onnx()
 
 
 def _known(name: str) -> Backend:
@@ -128,6 +149,8 @@ def choose(op: str, device: torch.device | str, warn: bool = True) -> Backend:
     """
     if isinstance(device, str):
         device = torch.device(device)
+    if traced_plainly():
+        return _backends["reference"]
     asked_for = requested()
     if asked_for:
         return _choose_from(asked_for, op, device)

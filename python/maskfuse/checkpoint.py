@@ -16,10 +16,11 @@ from typing import Any, TypeAlias, TypeVar, overload
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from ._checks import check_module, describe
 from ._compressed_file import BadFile, read, write
 from ._saved_state import Saved, entries_of, layers_of, split
 from ._sharded import is_sharded, placed_as
-from .mask import Mask, describe
+from .mask import Mask
 from .nn._compact import CompactLayer
 from .nn._masked import MaskedLayer
 from .nn._with_mask import KEY, LayerWithMask
@@ -34,11 +35,13 @@ def dense_state_dict(model: nn.Module) -> dict[str, Any]:
     Weights under a mask are zero, also where they are retained. Of masked and compact layers these are copies; other
     entries are those of `state_dict`.
 
+    Args:
+        model: any module.
+
     Raises:
         TypeError: `model` is no module.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    check_module(model)
     layers = layers_of(model)
     result: dict[str, Any] = {}
     for key, value in model.state_dict().items():

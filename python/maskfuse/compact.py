@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from ._checks import check_module
 from ._compact.check import differs, inputs_like, run, where_they_part
 from ._compact.cut import cut
 from ._compact.decide import Decision, decide
@@ -85,8 +86,7 @@ def compact(model: Model, example_inputs: Any, tolerance: float | None = None) -
     Warns:
         UserWarning: no layer is masked; the copy is as the model is.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    check_module(model)
     if tolerance is not None and number(tolerance, "tolerance") < 0:
         raise ValueError(f"tolerance must not be negative, got {tolerance}")
     for name, t in (*model.named_parameters(), *model.named_buffers()):

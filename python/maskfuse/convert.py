@@ -3,77 +3,23 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from typing import Any, TypeAlias, TypeVar
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from ._checks import check_module
 from ._computed_weight import checked_weight, pruned_mask, remove_pruning
 from ._fast_path import set_fast_paths
 from ._sharded import whole
 from .functional._check import mask_of
 from .mask import Mask
-from .nn._masked import MaskedLayer
-from .nn._numbers import number
 from .nn._with_mask import LayerWithMask
-from .nn.masked_conv2d import MaskedConv2d
-from .nn.masked_linear import MaskedLinear
+from .policy import TWINS, Policy, matches, rules_of
 
 Model = TypeVar("Model", bound=nn.Module)
-Names: TypeAlias = "str | Iterable[str] | Callable[[str, nn.Module], bool]"
-Masks: TypeAlias = "Mask | Tensor | Callable[[str, nn.Module], Mask | Tensor | None]"
-
-_TWINS: dict[type[nn.Module], type[MaskedLayer]] = {nn.Linear: MaskedLinear, nn.Conv2d: MaskedConv2d}
-
-
-@dataclass(frozen=True, eq=False)
-class Policy:
-    """Which layers `convert` masks, and how. A layer has to meet all that is given.
-
-    Args:
-        types: of `nn.Linear` and `nn.Conv2d`; subclasses of them are not meant.
-        names: patterns as in `fnmatch` ("encoder.*"), or a function of a layer's name and the layer; None for all. A
-            layer with several names is matched by any of them, and functions get the first.
-        exclude: the same, for layers to leave alone; None for none.
-        min_weights: layers with fewer weights are left alone.
-        density: share of each layer's weights that stays active, those of the largest magnitude.
-        mask: a `Mask`, or a bool or 0/1 integer tensor, of the weight's shape, or a function of name and layer that
-            gives one, or None for a layer to leave alone. With neither `mask` nor `density` nothing is masked yet.
-
-    Raises:
-        TypeError: something of another type, or another layer type than the two.
-        ValueError: `density` is outside 0..1, `min_weights` is negative, or both `density` and `mask` are given.
-    """
-
-    types: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv2d)
-    names: Names | None = None
-    exclude: Names | None = None
-    min_weights: int = 0
-    density: float | None = None
-    mask: Masks | None = None
-
-    def __post_init__(self) -> None:
-        types = self.types if isinstance(self.types, Iterable) else (self.types,)
-        object.__setattr__(self, "types", tuple(types))
-        for kind in self.types:
-            if kind not in _TWINS:
-                raise TypeError(f"types must be of nn.Linear and nn.Conv2d, got {kind!r}")
-        for argument in ("names", "exclude"):
-            object.__setattr__(self, argument, _patterns(getattr(self, argument), argument))
-        if isinstance(self.min_weights, bool) or not isinstance(self.min_weights, int):
-            raise TypeError(f"min_weights must be an integer, got {self.min_weights!r}")
-        if self.min_weights < 0:
-            raise ValueError(f"min_weights must not be negative, got {self.min_weights}")
-        if self.density is not None and self.mask is not None:
-            raise ValueError(f"density and mask must not both be given, got density={self.density}")
-        if self.density is not None and not 0 <= number(self.density, "density") <= 1:
-            raise ValueError(f"density must be in 0..1, got {self.density}")
-        if self.mask is not None and not isinstance(self.mask, (Mask, Tensor)) and not callable(self.mask):
-            raise TypeError(f"mask must be a Mask, a tensor or a function, got {type(self.mask).__name__}")
 
 
 def convert(model: Model, policy: Policy | Mapping[str, Any] | float | None = None) -> Model:
@@ -112,9 +58,8 @@ def convert(model: Model, policy: Policy | Mapping[str, Any] | float | None = No
     Warns:
         UserWarning: nothing matches, or nothing matches a pattern of the dict.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
-    rules = _rules(policy)
+    check_module(model)
+    rules = rules_of(policy)
     names: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         names.setdefault(module, []).append(name)
@@ -123,7 +68,7 @@ def convert(model: Model, policy: Policy | Mapping[str, Any] | float | None = No
     used = {id(chosen[layer]) for layer in masks}
     for rule in rules:
         if id(rule) not in used:
-            known = [called[0] for module, called in names.items() if type(module) in _TWINS]
+            known = [called[0] for module, called in names.items() if type(module) in TWINS]
             masked = sum(isinstance(module, LayerWithMask) for module in names)
             which = f" ({rule.names!r})" if isinstance(policy, Mapping) else ""
             warnings.warn(
@@ -138,58 +83,21 @@ def convert(model: Model, policy: Policy | Mapping[str, Any] | float | None = No
     return model
 
 
-def _patterns(selection: Any, argument: str) -> Any:
-    if selection is None or callable(selection):
-        return selection
-    patterns = (selection,) if isinstance(selection, str) else selection
-    if not isinstance(patterns, Iterable):
-        raise TypeError(f"{argument} must be patterns or a function of name and layer, got {selection!r}")
-    patterns = tuple(patterns)
-    for pattern in patterns:
-        if not isinstance(pattern, str):
-            raise TypeError(f"{argument} must have patterns that are strings, got {pattern!r}")
-    return patterns
-
-
-def _rules(policy: Any) -> list[Policy]:
-    if policy is None:
-        return [Policy()]
-    if isinstance(policy, Policy):
-        return [policy]
-    if isinstance(policy, Mapping):
-        return [_rule(pattern, value) for pattern, value in policy.items()]
-    if isinstance(policy, (int, float)) and not isinstance(policy, bool):
-        return [Policy(density=policy)]
-    raise TypeError(f"policy must be a Policy, a dict of name patterns or a density, got {type(policy).__name__}")
-
-
-def _rule(pattern: str, value: Any) -> Policy:
-    if value is None or isinstance(value, (Mask, Tensor)) or callable(value):
-        return Policy(names=pattern, mask=value)
-    return Policy(names=pattern, density=value)
-
-
-def _matches(selection: Any, names: list[str], layer: nn.Module) -> bool:
-    if callable(selection):
-        return bool(selection(names[0], layer))
-    return any(fnmatchcase(name, pattern) for pattern in selection for name in names)
-
-
 def _chosen(names: dict[nn.Module, list[str]], rules: list[Policy]) -> dict[nn.Module, Policy]:
     """The layers to convert, each with the first rule that matches it."""
     unread = {module.out_proj for module in names if isinstance(module, nn.MultiheadAttention)}
     chosen = {}
     for layer, called in names.items():
         kind = parametrize.type_before_parametrizations(layer)
-        plain = kind in _TWINS and layer not in unread
+        plain = kind in TWINS and layer not in unread
         for rule in rules:
             if not plain:
                 if isinstance(rule.names, tuple) and not set(rule.names).isdisjoint(called):
                     raise TypeError(f"policy names {called[0]!r}, {_why_not(layer, layer in unread)}")
                 continue
-            if kind not in rule.types or (rule.names is not None and not _matches(rule.names, called, layer)):
+            if kind not in rule.types or (rule.names is not None and not matches(rule.names, called, layer)):
                 continue
-            if rule.exclude is not None and _matches(rule.exclude, called, layer):
+            if rule.exclude is not None and matches(rule.exclude, called, layer):
                 continue
             if checked_weight(called[0], layer).numel() >= rule.min_weights:
                 chosen[layer] = rule
@@ -273,7 +181,7 @@ def _fitting(mask: Any, weight: nn.Parameter) -> Mask:
 
 def become_masked(layer: Any, mask: Mask) -> None:
     """Makes a plain layer its masked twin; the object stays."""
-    twin = _TWINS[type(layer)]
+    twin = TWINS[type(layer)]
     remove_pruning(layer)
     if not layer.weight.is_contiguous():  # kernels read the weight's rows, and would copy it
         layer.weight.data = layer.weight.data.contiguous()

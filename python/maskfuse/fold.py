@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from ._checks import check_module
 from ._fast_path import set_fast_paths
 from .nn._compact import CompactLayer
 from .nn._gated import GatedLayer
@@ -32,6 +33,9 @@ def fold(model: Model) -> Model:
     on the whole weight, as it does under `use_backend("reference")`; else up to rounding, as terms are summed in
     another order. Calls that pass `channels=` are for masked layers alone.
 
+    Args:
+        model: any module; a masked layer too.
+
     Raises:
         TypeError: not a module; a layer is gated (its `harden()` gives the masked layer to put in its place); or a
             masked layer has a subclass's type or a parametrization, which a plain one would drop.
@@ -41,8 +45,7 @@ def fold(model: Model) -> Model:
     Warns:
         UserWarning: no layer is masked, as in a model that was folded before; it is returned as it is.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    check_module(model)
     names = {module: name for name, module in model.named_modules()}
     layers = _checked_layers(names)
     if not layers:

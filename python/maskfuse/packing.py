@@ -6,14 +6,14 @@ from typing import TypeVar
 
 from torch import nn
 
+from ._checks import check_module
 from .nn._packed import PackedLayer
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
 def _layers(model: nn.Module) -> list[PackedLayer]:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    check_module(model)
     return [module for module in model.modules() if isinstance(module, PackedLayer)]
 
 
@@ -21,6 +21,9 @@ def pack(model: Model) -> Model:
     """Packs the active weights of every masked or compact layer, for inference; returns the model.
 
     See `MaskedLinear.pack` for what drops the copies again.
+
+    Args:
+        model: any module; layers without a mask stay as they are.
 
     Raises:
         TypeError: `model` is no `nn.Module`.
@@ -32,6 +35,9 @@ def pack(model: Model) -> Model:
 
 def unpack(model: Model) -> Model:
     """Drops what `pack` copied; returns the model.
+
+    Args:
+        model: any module; layers without a mask stay as they are.
 
     Raises:
         TypeError: `model` is no `nn.Module`.

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from ._checks import check_module
 from .mask import Mask
-from .nn._compact import CompactLayer, set_masks
+from .nn._compact import CompactLayer
+from .nn._compact_masks import set_masks
 from .nn._gated import GatedLayer
 from .nn._masked import MaskedLayer
 from .nn.channel_gate import ChannelGate
@@ -24,8 +26,8 @@ def sync_masks(to: nn.Module, source: nn.Module) -> bool:
 
     Masks are neither parameters nor buffers, so what copies or averages those leaves them alone. An `AveragedModel`
     (stochastic weight averaging, Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima and Better
-    Generalization", or an exponential average) has the masks of the time it was made. Where a schedule changes them
-    since, call this after each update::
+    Generalization", arXiv:1803.05407; or an exponential average, as Tarvainen & Valpola 2017, arXiv:1703.01780, take)
+    has the masks of the time it was made. Where a schedule changes them since, call this after each update::
 
         averaged.update_parameters(model)
         maskfuse.sync_masks(averaged, model)
@@ -53,8 +55,7 @@ def sync_masks(to: nn.Module, source: nn.Module) -> bool:
             changed then.
     """
     for name, model in (("to", to), ("source", source)):
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"{name} must be an nn.Module, got {type(model).__name__}")
+        check_module(model, name)
     return give(to, held(source), "source")
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._checks import check_module
 from .._sharded import is_sharded
-from ..info import Explanation, checked_batch, explain
+from ..explain import Explanation, checked_batch, explain
 from ..mask import Mask
 from ..nn import Bypass, ChannelGate, CompactLinear, CompactSequential
 from ..nn._compact import CompactLayer
@@ -21,6 +22,7 @@ from ..nn.freeze import frozen_mask
 from .calls import calls_of
 from .report import Report
 from .rows import Bytes, Call, LayerReport, Mention, dtype_name, nbytes, plan_bytes, shares, structure_of, totals
+from .text import rows_of
 
 _LISTED = (nn.Linear, nn.Conv2d, CompactLayer)  # and their masked and gated twins
 _LINEAR = (nn.Linear, CompactLinear)
@@ -53,8 +55,7 @@ def report(model: nn.Module, example_inputs: Any = None, *, batch: int | None = 
         TypeError: `model` is no module, or `batch` no integer.
         ValueError: `batch` is negative, or given beside `example_inputs`. And whatever the model raises for its inputs.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    check_module(model)
     if batch is not None and example_inputs is not None:
         raise ValueError(f"batch must not be given beside example_inputs, whose sizes are used; got {batch}")
     if batch is not None:
@@ -171,7 +172,7 @@ def _notes(rows: list[LayerReport], with_calls: bool, batch: int | None) -> tupl
     if not with_calls:
         if any(row.kernel for row in masked):
             notes.append(
-                f"kernels are those of {1 if batch is None else batch} rows: batch= or example_inputs= say more"
+                f"kernels are those of {rows_of(1 if batch is None else batch)}: batch= or example_inputs= say more"
             )
         if any(len(row.shape) == 4 for row in masked):
             notes.append("kernels of convolutions depend on images: example_inputs= shows them")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .rows import LayerReport, Mention, Totals
-from .text import plain_table, rich_table, summary
+from .text import plain_table, printable, rich_table, summary
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -16,9 +16,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class Report:
-    """What `maskfuse.report` found: `layers` (rows), `mentions`, `totals` and `notes`.
+    """What `maskfuse.report` found.
 
     `print(report)` is a plain table; `rich.print(report)`, or a rich console's `print`, a coloured one.
+
+    Attributes:
+        model: the type's name.
+        layers: a row a layer.
+        mentions: modules that choose what is computed, in no row.
+        totals: sums over all layers: weights, bytes, operations.
+        notes: what a reader should know of the numbers.
     """
 
     model: str
@@ -32,7 +39,7 @@ class Report:
 
     def __str__(self) -> str:
         """A table for a terminal, a line for each sum and note."""
-        return "\n".join([f"{self.model}", *plain_table(self), *summary(self)])
+        return "\n".join([printable(self.model), *plain_table(self), *summary(self)])
 
     def __rich_console__(self, console: Any, options: Any) -> Any:
         """What rich prints. Called by rich alone, which is imported then."""
@@ -49,7 +56,11 @@ class Report:
         }
 
     def to_json(self, indent: int | None = 2) -> str:
-        """`as_dict()` as text."""
+        """The JSON text of `as_dict()`.
+
+        Args:
+            indent: spaces a level; None for a single line.
+        """
         return json.dumps(self.as_dict(), indent=indent)
 
     def plot(self, path: str | Path | None = None) -> Figure:
@@ -63,11 +74,13 @@ class Report:
 
         Raises:
             ImportError: matplotlib is not installed.
-            ValueError: no layer has a mask, or `path` has a suffix of no format that matplotlib knows.
+            ValueError: no layer has a mask, or `path` has no suffix, or one of no format that matplotlib knows.
             OSError: `path` cannot be written.
         """
         from .picture import picture
 
+        if path is not None and not Path(path).suffix:  # matplotlib would write to another path
+            raise ValueError(f"path must have a suffix that says the format, as masks.png has, got {str(path)!r}")
         figure = picture(self)
         if path is not None:
             figure.savefig(path, dpi=120)

@@ -16,7 +16,15 @@ from ..mask import Mask
 
 @dataclass(frozen=True)
 class Bytes:
-    """What a layer keeps. `scores` are a gated layer's; `packed` is what `pack` copied."""
+    """What a layer keeps, in bytes.
+
+    Attributes:
+        weight: of the weight, or a compact layer's values.
+        mask: of the mask's bits.
+        plan: of what kernels have derived from them.
+        packed: of what `pack` copied.
+        scores: of a gated layer's scores.
+    """
 
     weight: int
     mask: int = 0
@@ -26,33 +34,55 @@ class Bytes:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum of all of them."""
         return self.weight + self.mask + self.plan + self.packed + self.scores
 
 
 @dataclass(frozen=True)
 class Call:
-    """A call of a layer: rows of a linear layer's input, or images and their size; floating-point operations."""
+    """A call of a layer.
+
+    Attributes:
+        batch: rows of a linear layer's input, or images.
+        size: their height and width.
+        channels_last: whether they are in that memory format.
+        products: that each weight takes part in.
+    """
 
     batch: int
     size: tuple[int, int] | None = None
     channels_last: bool = False
-    products: int = 0  # that each weight takes part in
+    products: int = 0
 
 
 @dataclass(frozen=True)
 class LayerReport:
     """One layer.
 
-    `structure` is the mask's, with the size of its blocks or n:m; of a gated layer the kind of its gates, of which
-    those above a half count as active; "dense" of a plain layer. `trained` counts the weights that an optimizer gets a
-    gradient for: active, not frozen, of a parameter that requires a gradient. `kernel` runs a forward pass of `batch`
-    rows, or images of `size`; None where no input is known. `flop` and `dense_flop` are floating-point operations of
-    all calls with the example inputs, of active weights and of all.
+    Attributes:
+        name: in the model.
+        also: its other names.
+        kind: its type's name.
+        shape: of the weight.
+        dtype: of the weight, as float32.
+        device: of the weight.
+        structure: the mask's, with the size of its blocks or n:m; of a gated layer the kind of its gates; "dense".
+        weights: how many there are.
+        active: how many are not masked; of gates, how many are above a half.
+        trained: how many an optimizer gets a gradient for: active, not frozen, of a parameter that requires one.
+        bytes: what is kept.
+        absent: bytes of the weights that a compact layer does not keep.
+        shares: the first layer that has the same weight.
+        retained: whether values under the mask are kept.
+        frozen: share of the weight that `nn.freeze` keeps; None where it was not called.
+        calls: those with the example inputs, or the one that was asked for; empty where no input is known.
+        kernel: what runs the first of them, forward.
+        backend: whose kernel it is.
+        mask: the mask, or open gates.
     """
 
     name: str
-    also: tuple[str, ...]  # other names of the same layer
+    also: tuple[str, ...]
     kind: str
     shape: tuple[int, ...]
     dtype: str
@@ -62,10 +92,10 @@ class LayerReport:
     active: int
     trained: int
     bytes: Bytes
-    absent: int = 0  # bytes of the weights that a compact layer does not keep
-    shares: str | None = None  # the first layer that has the same weight
-    retained: bool = False  # values under the mask are kept
-    frozen: float | None = None  # share of the weight that nn.freeze keeps
+    absent: int = 0
+    shares: str | None = None
+    retained: bool = False
+    frozen: float | None = None
     calls: tuple[Call, ...] = ()
     kernel: str | None = None
     backend: str | None = None
@@ -83,12 +113,12 @@ class LayerReport:
 
     @property
     def flop(self) -> int:
-        """Of active weights: a multiplication and an addition for each product."""
+        """Operations of all calls, on active weights: a multiplication and an addition for each product."""
         return 2 * self.active * sum(call.products for call in self.calls)
 
     @property
     def dense_flop(self) -> int:
-        """Of all weights."""
+        """The same on all weights."""
         return 2 * self.weights * sum(call.products for call in self.calls)
 
     def as_dict(self) -> dict[str, object]:
@@ -121,7 +151,13 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Mention:
-    """A module that decides what is computed and has no masked weight: `Bypass`, `ChannelGate` and their like."""
+    """A module that decides what is computed and has no masked weight: `Bypass`, `ChannelGate` and their like.
+
+    Attributes:
+        name: in the model.
+        kind: its type's name.
+        detail: how it decides.
+    """
 
     name: str
     kind: str
@@ -132,10 +168,16 @@ class Mention:
 class Totals:
     """Sums over a model; what is shared counts once.
 
-    `parameters` are all of the model's, with the weights that compact layers do not keep, and `active` those that take
-    part; `masked_weights` are weights of masked, compact and gated layers, `density` their active share. `dense_bytes`
-    are what the parameters of the plain model take, `bytes` what is kept now. `flop` and `dense_flop` are of linear
-    layers and convolutions, masked or not; None without example inputs.
+    Attributes:
+        parameters: all of the model's, with the weights that compact layers do not keep.
+        active: how many of them take part.
+        masked_weights: weights of masked, compact and gated layers.
+        masked_active: how many of these are active.
+        dense_bytes: what the parameters of the plain model take.
+        bytes: what is kept now.
+        flop: floating-point operations of linear layers and convolutions, masked or not, on active weights; None
+            without example inputs.
+        dense_flop: the same on all weights.
     """
 
     parameters: int

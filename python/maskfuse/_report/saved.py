@@ -14,10 +14,11 @@ from torch import Tensor
 
 from .._compressed_file import FORMAT, BadFile, read
 from .._saved_state import Saved
-from ..info import Explanation, explain
+from ..explain import Explanation, explain
 from ..mask import Mask
 from .report import Report
 from .rows import Bytes, Call, LayerReport, dtype_name, nbytes, plan_bytes, shares, structure_of, totals
+from .text import rows_of
 
 _BITS, _SCORES, _TEMPERATURE = ".mask_bits", ".scores", ".temperature"
 Shapes: TypeAlias = Mapping[str, Sequence[int]]
@@ -53,6 +54,7 @@ def report_file(path: Path, batch: int = 1) -> Report:
 def report_state(state: Mapping[str, Any], name: str, batch: int = 1, shapes: Shapes = MappingProxyType({})) -> Report:
     """The report of a state dict; `name` is its title, and `shapes` are those of compact layers' weights."""
     tensors = {key: value for key, value in state.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    _check_whole(tensors)
     first: dict[tuple[Any, ...], str] = {}
     rows = []
     for layer, mask, kind in _layers(tensors, shapes):
@@ -72,7 +74,7 @@ def report_state(state: Mapping[str, Any], name: str, batch: int = 1, shapes: Sh
     if not rows:
         notes: tuple[str, ...] = ("no layer is masked: no entry named mask_bits beside a weight",)
     else:
-        notes = (f"kernels are those of linear layers, {batch} rows, on the CPU",)
+        notes = (f"kernels are those of linear layers, {rows_of(batch)}, on the CPU",)
         notes += ("parameters are all entries but masks and gates, buffers among them",)
     unknown = [layer for layer in _compact_layers(tensors) if layer not in shapes]
     if unknown:
@@ -127,13 +129,32 @@ def _state_of(loaded: Any) -> Mapping[str, Any] | None:
     return next(masked, found[0] if found else None)
 
 
-def _states(loaded: Any, around: tuple[int, ...] = ()) -> Iterator[Mapping[str, Any]]:
-    if not isinstance(loaded, Mapping) or id(loaded) in around:  # a pickle may hold itself
-        return
-    if any(isinstance(key, str) and isinstance(value, Tensor) for key, value in loaded.items()):
-        yield loaded
-    for value in loaded.values():
-        yield from _states(value, (*around, id(loaded)))
+def _states(loaded: Any) -> Iterator[Mapping[str, Any]]:
+    """Mappings that have tensors under names, outer ones first: each once, however often and deep a pickle has it."""
+    seen: set[int] = set()
+    left = [loaded]
+    while left:
+        one = left.pop()
+        if not isinstance(one, Mapping) or id(one) in seen:
+            continue
+        seen.add(id(one))
+        if any(isinstance(key, str) and isinstance(value, Tensor) for key, value in one.items()):
+            yield one
+        left.extend(reversed(list(one.values())))
+
+
+def _check_whole(tensors: Mapping[str, Tensor]) -> None:
+    """Raises SavedError where what a mask is read from would take more memory than the file has of it, or is no plain
+    tensor: a file may say of a few bytes that they are a tensor of any size."""
+    for key, t in tensors.items():
+        if t.is_nested:
+            raise SavedError(f"{key}: must be a plain tensor, and is a nested one")
+        if not ("." + key).endswith((_BITS, _SCORES)) or t.is_meta:
+            continue
+        if t.layout is not torch.strided or t.is_quantized or t.is_complex():
+            raise SavedError(f"{key}: must be a plain tensor of real numbers, got {t.dtype} of layout {t.layout}")
+        if t.numel() * t.element_size() > t.untyped_storage().nbytes():
+            raise SavedError(f"{key}: has shape {list(t.shape)}, and values for a part of it")
 
 
 def _compact_layers(tensors: Mapping[str, Tensor]) -> list[str]:

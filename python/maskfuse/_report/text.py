@@ -24,6 +24,16 @@ _COLUMNS = {
 }
 
 
+def rows_of(count: int) -> str:
+    """A number of rows."""
+    return f"{count} row{'s' if count != 1 else ''}"
+
+
+def printable(text: str) -> str:
+    """With escapes for what would break a line or steer a terminal: names in a file are whoever's wrote it."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def binary(count: int) -> str:
     """Bytes with a unit of 1024."""
     value = float(count)
@@ -52,7 +62,7 @@ def cells(row: LayerReport) -> list[str]:
     notes += [f"{row.frozen:.0%} frozen"] if row.frozen is not None else []
     notes += ["not trained"] if row.trained == 0 and row.active > 0 and row.frozen is None else []
     return [
-        row.name + (f" ({'; '.join(notes)})" if notes else ""),
+        printable(row.name + (f" ({'; '.join(notes)})" if notes else "")),
         row.kind,
         "x".join(map(str, row.shape)),
         row.dtype,
@@ -97,7 +107,7 @@ def summary(report: Report) -> list[str]:
             "in linear layers and convolutions"
         )
     lines += [f"{m.kind:<12} {m.name}{': ' + m.detail if m.detail else ''}" for m in report.mentions]
-    return lines + [f"note: {note}" for note in report.notes]
+    return [printable(line) for line in lines + [f"note: {note}" for note in report.notes]]
 
 
 def _grown(t: Totals) -> str:
@@ -129,8 +139,8 @@ def rich_table(report: Report, width: int) -> Any:
 
     below = [Text(line, style="dim" if line.startswith("note: ") else "") for line in summary(report)]
     if not report.layers:
-        return Group(Text(report.model, style="bold"), *below)
-    table = Table(title=report.model, title_style="bold")
+        return Group(Text(printable(report.model), style="bold"), *below)
+    table = Table(title=Text(printable(report.model)), title_style="bold")
     kept = fitting(report, width)
     for name in kept:
         table.add_column(name, justify="right" if _COLUMNS[name] else "left", overflow="fold", no_wrap=name != "layer")

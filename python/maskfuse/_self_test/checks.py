@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from . import channels, conv2d, linear, mask
+from . import channels, conv2d, gathered_conv2d, linear, mask
 from .compare import has_kernel, library_used
 
 
@@ -47,7 +47,7 @@ CHECKS = {
         Check("gated_linear", _passes("gated_linear"), linear.gated_linear),
         Check("masked_copy", ("masked_linear", "use_masked_library"), linear.masked_copy),
         Check("masked_conv2d", _passes("masked_conv2d"), conv2d.masked_conv2d),
-        Check("gathered_conv2d", _passes("gathered_conv2d"), conv2d.gathered_conv2d),
+        Check("gathered_conv2d", _passes("gathered_conv2d"), gathered_conv2d.gathered_conv2d),
         Check("channel_gather", ("channel_gather",), channels.channel_gather),
         Check("channel_scatter", ("channel_scatter",), channels.channel_scatter),
         Check("channel_select", ("channel_select", "channel_select_input_grad"), channels.channel_select),

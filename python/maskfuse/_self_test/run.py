@@ -37,7 +37,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class SelfTest:
-    """What every check found. `str()` is a table for people; `passed` is true where none failed."""
+    """What every check found. `str()` is a table for people; `passed` is true where none failed.
+
+    Attributes:
+        outcomes: one a check and device.
+    """
 
     outcomes: tuple[Outcome, ...]
 
@@ -182,7 +186,11 @@ def self_test(device: torch.device | str | None = None) -> SelfTest:
     Args:
         device: `"cpu"`, `"cuda"` (all of them) or one CUDA device; None for the CPU and all CUDA devices.
 
+    Returns:
+        A `SelfTest`: `print` it, or read `passed` and `failures`.
+
     Raises:
+        RuntimeError: torch has no device of that name.
         ValueError: a device that this package has no kernels for, or that is not there.
     """
     wanted = None if device is None else torch.device(device)

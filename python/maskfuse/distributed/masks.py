@@ -7,6 +7,7 @@ import hashlib
 from torch import nn
 
 from .. import _processes
+from .._checks import check_module
 from .._processes import Group
 from ..syncing import give, held
 
@@ -26,8 +27,10 @@ def broadcast_masks(model: nn.Module, process_group: Group = None, group_src: in
         group_src: the rank, counted in the group, whose masks are taken.
 
     Raises:
+        TypeError: `model` is no module.
         ValueError: another process's model has other layers, or other shapes; nothing is changed here then.
     """
+    check_module(model)
     if _processes.count(process_group) == 1:
         return False
     values = _processes.ones_object({name: one.sent() for name, one in held(model).items()}, group_src, process_group)
@@ -37,9 +40,15 @@ def broadcast_masks(model: nn.Module, process_group: Group = None, group_src: in
 def check_same_masks(model: nn.Module, process_group: Group = None) -> None:
     """Raises in every process of a group where masks, or whatever else `sync_masks` carries, differ between them.
 
+    Args:
+        model: wrapped or not.
+        process_group: None for the default one.
+
     Raises:
+        TypeError: `model` is no module.
         RuntimeError: they do; it names what differs.
     """
+    check_module(model)
     if _processes.count(process_group) == 1:
         return
     digests = {name: one.digest() for name, one in held(model).items()}

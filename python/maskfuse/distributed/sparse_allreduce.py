@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _processes
+from .._checks import check_module
 from .._processes import Group
 from ..mask import Mask
 from ..nn._masked import MaskedLayer
@@ -56,8 +57,7 @@ class SparseAllReduce:
     """
 
     def __init__(self, model: nn.Module, process_group: Group = None, check_every_step: bool | None = None) -> None:
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+        check_module(model)
         self.model = unwrapped(model)
         self.process_group = process_group
         self.check_every_step = check_every_step
@@ -117,10 +117,15 @@ def sparse_allreduce_hook(state: SparseAllReduce, bucket: Any) -> torch.futures.
 
     Args:
         state: of the same model and process group.
-        bucket: `torch.distributed.GradBucket`.
+        bucket: `torch.distributed.GradBucket`, whose buffer is flat, `[entries]`, of the gradients' dtype.
 
     Returns:
         A future of the bucket's buffer.
+
+    Raises:
+        RuntimeError: masks differ between processes.
+        ValueError: a mask has another shape than its weight, or the weight of a masked layer is computed by a
+            parametrization.
     """
     if bucket.index() == 0:
         state._look_up(bucket.buffer().device)
@@ -161,6 +166,10 @@ def register_sparse_allreduce(
     model: nn.parallel.DistributedDataParallel, check_every_step: bool | None = None
 ) -> SparseAllReduce:
     """Has `DistributedDataParallel` send the gradients of active weights alone; returns the hook's state.
+
+    Args:
+        model: in `DistributedDataParallel`.
+        check_every_step: as in `SparseAllReduce`.
 
     Raises:
         TypeError: `model` is not in `DistributedDataParallel`.

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from .._checks import describe
 from .._memory_format import memory_format_of
-from ..mask import Mask, describe
+from ..mask import Mask
 from . import _channels, _check
 
 # Multiply-adds of a dense product in whose time one element is copied, ...

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..mask import describe
+from .._checks import describe
 from . import _check
 
 INTEGERS = (

@@ -8,7 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..mask import Mask, describe, of_one_call
+from .. import backends
+from .._checks import describe
+from .._mask.plans import plan_waits
+from ..mask import Mask
 
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -56,6 +59,15 @@ def linear_operands(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         same("bias", bias, "weight", weight)
         if bias.shape != weight.shape[:1]:
             raise ValueError(f"bias must have shape {[weight.shape[0]]}, got {describe(bias)}")
+
+
+def of_one_call(dense: Tensor) -> Mask | Tensor:
+    """`Mask.from_dense` for a call that makes its mask and drops it: without a plan where making one would wait. The
+    reference, traced, takes the tensor as it is."""
+    if backends.traced_plainly():
+        return dense
+    mask = Mask.from_dense(dense)
+    return Mask(mask.bits, mask.shape, plan=[]) if plan_waits(mask.device) else mask
 
 
 def mask_of(

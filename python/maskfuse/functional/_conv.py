@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..mask import describe
+from .._checks import describe
 from . import _check
 
 Pair = int | Sequence[int]

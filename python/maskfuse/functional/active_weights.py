@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from .. import ops, reference
-from ..mask import Mask, bit_ops, describe
+from .._checks import describe
+from .._mask.bits import bit_ops
+from ..mask import Mask
 from . import _backends, _check
 
 

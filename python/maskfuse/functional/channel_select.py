@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from .. import ops, reference
+from .._checks import describe
 from ..backends import choose, extend
-from ..mask import describe
 from . import _backends, _channels, _check
 
 extend("cpu", {"channel_select": ops.channel_select})

@@ -59,7 +59,7 @@ def compact_conv2d(
             float16. channels_last in gives channels_last out.
         values: `[mask.active]`, the active weights row after row, the input's dtype and device.
         mask: `[out, in / groups, kernel_height, kernel_width]`, on that device.
-        bias: `[out]` or None.
+        bias: `[out]`, the input's dtype and device, or None.
         stride, padding, dilation: one integer, or those of height and width; `padding` may be `"same"` or `"valid"`.
         groups: parts that input and output channels are cut into.
         channels: bool `[batch, in]`, or `[in]`: input channels that take part, or None for all. The input is zeroed

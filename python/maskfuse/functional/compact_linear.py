@@ -75,7 +75,7 @@ def compact_linear(
         input: `[..., in]`, any strides, float32, float64, bfloat16 or float16.
         values: `[mask.active]`, the active weights row after row, the input's dtype and device.
         mask: `[out, in]`, on that device.
-        bias: `[out]` or None.
+        bias: `[out]`, the input's dtype and device, or None.
         channels: bool of the input's shape, or `[in]`: input features that take part, or None for all. The input is
             zeroed where it is false.
 

@@ -48,7 +48,7 @@ def gated_conv2d(
             float16.
         weight: `[out, in / groups, kernel_height, kernel_width]`, the input's dtype and device.
         scores: the weight's shape, dtype and device.
-        bias: `[out]` or None.
+        bias: `[out]`, the input's dtype and device, or None.
         stride, padding, dilation: one integer, or those of height and width; `padding` may be `"same"` or `"valid"`.
         groups: parts that input and output channels are cut into.
 

@@ -27,7 +27,7 @@ def gated_linear(input: Tensor, weight: Tensor, scores: Tensor, bias: Tensor | N
         input: `[..., in]`, any strides, float32, float64, bfloat16 or float16.
         weight: `[out, in]`, the input's dtype and device.
         scores: `[out, in]`, the weight's dtype and device.
-        bias: `[out]` or None.
+        bias: `[out]`, the input's dtype and device, or None.
 
     Returns:
         `[..., out]`, contiguous, the input's dtype.

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import ops, reference
+from .._mask.bits import packed_bits
 from ..backends import choose, extend, trusted
-from ..mask import Mask, packed_bits
+from ..mask import Mask
 from ..ops.masked_conv2d import output_size
 from . import _backends, _channel_masks, _check
 from ._conv import Geometry, Pair, check_weight, convolve
@@ -175,11 +176,11 @@ def masked_conv2d(
     input is zeroed, whichever is estimated to be faster: 1.2 for a multiply-add that is read in place; 1.25 for one of
     a group, 32 for each element copied, 64 for each active weight of a group (192 for kernels larger than a pixel) and
     2^23 for each group; 1 for each multiply-add of all channels. The input is zeroed in traced and transformed code,
-    and in groups. On a GPU no value is looked at: where the mask is known to hide nothing, or whole channels, a kernel
-    masks the input as it reads it, and leaves out blocks of 64 channels that none of the images at hand has active; it
-    gains where such blocks are inactive together, and was not measured yet; of a mask of whole channels the weight is
-    copied for it. The input is zeroed there with any other
-    mask, in float32 with a mask that hides nothing, in transformed code and in groups, and on other devices always.
+    and in groups. On a GPU no value is looked at: where the mask is known to hide nothing, or whole channels, torch's
+    convolution runs on a masked copy of the input, or for a small one a kernel masks the input as it reads it, and
+    leaves out blocks of 64 channels that none of the images at hand has active; of a mask of whole channels the weight
+    is copied as well. The input is zeroed there with any other mask, in float32 with a mask that hides nothing, in
+    transformed code and in groups, and on other devices always.
 
     Args:
         input: `[batch, in, height, width]` or `[in, height, width]`, any strides, float32, float64, bfloat16 or
@@ -189,7 +190,7 @@ def masked_conv2d(
             and given a gradient where it asks for one. A `Mask` saves packing the bits in every call, and brings the
             index without which a masked weight costs what an unmasked one does. Of a tensor on CUDA only integers are
             looked at, to refuse others than 0 and 1: that waits for the device, and cannot be captured in a graph.
-        bias: `[out]` or None.
+        bias: `[out]`, the input's dtype and device, or None.
         stride, padding, dilation: one integer, or those of height and width; `padding` may be `"same"` or `"valid"`.
         groups: parts that input and output channels are cut into.
         channels: bool `[batch, in]`, or `[in]` for all images alike (and without `batch`): what is false takes no part.

@@ -90,8 +90,8 @@ def masked_linear(
     """Linear layer with a masked weight: `input @ where(mask, weight, 0).T + bias`.
 
     With a floating mask it is `input @ (weight * mask).T + bias`. Neither product is kept: the mask is applied while
-    the weight is read, or, where torch's library multiplies, to a panel of it at a time (8 MiB or a little more). The
-    weight's gradient is masked too, exactly 0 where the mask is.
+    the weight is read, or, where torch's library multiplies, to a panel of it at a time (8 MiB or a little more; on a
+    GPU to all of it, for the time of a call). The weight's gradient is masked too, exactly 0 where the mask is.
 
     A weight under a binary mask does not contribute even when it is NaN or infinite; what non-finite *inputs* give
     where they meet only masked weights is unspecified. Sums are float32 for the half types, else the type's own, and
@@ -106,10 +106,11 @@ def masked_linear(
         input: `[..., in]`, any strides, any leading dimensions, float32, float64, bfloat16 or float16.
         weight: `[out, in]`, the input's dtype and device.
         mask: `[out, in]`. `Mask`, bool or 0/1 integers: binary. Floating, of the weight's dtype: real-valued,
-            and given a gradient where it asks for one. A `Mask` saves packing the bits in every call, and on CUDA the
-            blocks that it knows to be empty. Of a tensor on CUDA only integers are looked at, to refuse others than 0
-            and 1: that waits for the device, and cannot be captured in a graph.
-        bias: `[out]` or None.
+            and given a gradient where it asks for one. A `Mask` saves packing the bits in every call, and brings the
+            index of what is active, on CUDA of blocks, without which masked weights cost time too. Of a tensor on CUDA
+            only integers are looked at, to refuse others than 0 and 1: that waits for the device, and cannot be
+            captured in a graph.
+        bias: `[out]`, the input's dtype and device, or None.
         channels: bool of the input's shape, or `[in]` for all rows alike: what is false takes no part.
 
     Returns:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from .._sharded import is_sharded, whole
+from .._checks import describe
+from .._sharded import whole
 from ..functional.active_weights import collect_active, expand_active
-from ..functional.compact_linear import stand_in
-from ..mask import Mask, describe
+from ..mask import Mask
+from ._compact_masks import moved_frozen, set_masks, spread_frozen
 from ._masked import MaskedLayer, copied
-from ._optimizer_state import Optimizers, change, checked_optimizers, expect_no_state, replace
+from ._optimizer_state import Optimizers, replace
 from ._packed import PackedLayer
 from ._with_mask import KEY
 from .freeze import freeze, frozen_mask
@@ -88,17 +88,26 @@ class CompactLayer(PackedLayer):
         """The weight as a parameter, trained where the values are."""
         weight = nn.Parameter(self.weight.detach(), requires_grad=self.values.requires_grad)
         frozen = frozen_mask(self.values)
-        return weight if frozen is None else freeze(weight, _spread(frozen, self._mask))
+        return weight if frozen is None else freeze(weight, spread_frozen(frozen, self._mask))
 
     @classmethod
     def from_dense(cls, layer: nn.Module, mask: Mask | Tensor | None = None) -> Self:
         """A compact layer with copies of a plain or masked layer's parameters, on its device, in its dtype and mode.
 
-        Without `mask` nothing is masked, or, where `layer` is masked itself, what it masks. Values under the mask are
-        left behind, retained ones too.
+        Values under the mask are left behind, retained ones too.
+
+        Args:
+            layer: the plain or masked layer that this is the twin of.
+            mask: `Mask`, bool or 0/1 integer tensor of the weight's shape. None: nothing is masked, or, where `layer`
+                is masked itself, what it masks.
+
+        Returns:
+            A layer of this class, with its own parameters.
 
         Raises:
-            TypeError: `layer` is neither the plain nor the masked layer that this is the twin of, or it is gated.
+            TypeError: `layer` is neither the plain nor the masked layer that this is the twin of, or it is gated;
+                `mask` is floating, or no mask.
+            ValueError: `mask` has another shape than the weight, or integers other than 0 and 1.
         """
         masked: Any = cls.masked.from_dense(layer, mask)
         twin = cls.__new__(cls)
@@ -199,7 +208,7 @@ class CompactLayer(PackedLayer):
                 error_msgs.append(f"{key}: must have shape {shape}, got {describe(state[key])}")
                 return
         if name in state and mask != self._mask:
-            frozen = _moved_frozen(self.values, self._mask, mask)
+            frozen = moved_frozen(self.values, self._mask, mask)
             if self.values.shape[0] != mask.active:
                 replace(self.values, self.values.new_zeros(mask.active).detach())
             if frozen is not None:
@@ -208,51 +217,3 @@ class CompactLayer(PackedLayer):
             self.values.grad = None
         super()._load_from_state_dict(state, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
         self._mask = self._placed(self._mask)  # the parameter may be another one, on another device
-
-
-@torch.no_grad()
-def set_masks(layers: Sequence[CompactLayer], mask: Mask | Tensor, optimizer: Optimizers | None) -> None:
-    """`CompactLayer.set_mask` of layers that share their values."""
-    first = layers[0]
-    values = first.values
-    if not isinstance(values, nn.Parameter):
-        raise ValueError(f"the values of a layer must be a parameter when its mask is set, got {describe(values)}")
-    if is_sharded(values):
-        raise ValueError(f"the values of a layer must not be sharded when its mask is set, got {describe(values)}")
-    new = first._placed(first._fitting(mask, stand_in(values, first.mask)))
-    optimizers = checked_optimizers(optimizer, values)
-    old = first.mask
-    if new == old:
-        return
-    if values.is_meta:
-        replace(values, values.new_empty(new.active).detach())
-    else:
-        stays, stayed = new.dense()[old.dense()], old.dense()[new.dense()]
-
-        def moved(t: Tensor, fill: float) -> Tensor:
-            result = t.new_full((new.active,), fill)
-            result[stayed.to(t.device)] = t[stays.to(t.device)]
-            return result
-
-        frozen = _moved_frozen(values, old, new)
-        change(values, moved, optimizers)
-        if frozen is not None:
-            freeze(values, frozen)
-        if not optimizers:
-            expect_no_state(values)
-    for layer in layers:
-        layer.unpack()
-        layer._mask = new
-
-
-def _spread(frozen: Mask, mask: Mask) -> Tensor:
-    """By which a weight is frozen whose values are: what is under the mask is not."""
-    dense = torch.ones(mask.shape, dtype=torch.bool, device=mask.device)
-    dense[mask.dense()] = frozen.to(mask.device).dense()
-    return dense
-
-
-def _moved_frozen(values: Tensor, old: Mask, new: Mask) -> Tensor | None:
-    """By which values that are frozen are so under another mask: weights that stay as before, new ones not."""
-    frozen = frozen_mask(values)
-    return None if frozen is None else _spread(frozen, old.to(frozen.device))[new.to(frozen.device).dense()]

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from .._checks import describe
 from .._sharded import is_sharded
-from ..mask import Mask, describe
+from ..mask import Mask
 from ._masked import MaskedLayer, _copy_parameters, copied
 from ._numbers import number, positive
 
@@ -59,9 +60,19 @@ class GatedLayer(nn.Module):
         Gates start at `initial_score`, which by default leaves seven eighths of each weight. What is not given is as
         in the constructor, or, where `layer` is gated itself, as there; so are the scores then.
 
+        Args:
+            layer: the plain layer that this is the twin of, or a gated one.
+            kind: "sigmoid", "straight_through" or "hard_concrete".
+            temperature: of the gates, positive.
+            initial_score: what all scores start as.
+
+        Returns:
+            A layer of this class, with its own parameters.
+
         Raises:
-            TypeError: `layer` is not the plain layer that this is the twin of, or it is masked.
-            ValueError: as in the constructor.
+            TypeError: `layer` is not the plain layer that this is the twin of, or it is masked; `temperature` or
+                `initial_score` is no number.
+            ValueError: another kind, a temperature that is not positive and finite, or NaN.
         """
         plain = cls.hardened.plain
         if not isinstance(layer, plain):
@@ -102,6 +113,9 @@ class GatedLayer(nn.Module):
         for hard-concrete ones by 0, and for sigmoid ones as far as their temperature has driven them to 0 and 1. Under
         the mask the twin's weight is zero. Copies, nothing is shared; dtype, device, mode and `requires_grad` are this
         layer's.
+
+        Args:
+            threshold: above which a gate stays open, at least 0 and below 1.
 
         Raises:
             TypeError: `threshold` is no number.
@@ -144,8 +158,8 @@ class GatedLayer(nn.Module):
 
         The L1 norm of the gates, which is their sum; for straight-through gates how many are open, with the sigmoid's
         gradient. For hard-concrete gates it is the number of gates that are expected not to be 0 (Louizos et al. 2018,
-        equation 12), `sum(sigmoid(scores - temperature * log(0.1 / 1.1)))`, which the expected L1 norm never exceeds.
-        Summed in float32 for half types, and returned so; else in the scores' dtype.
+        arXiv:1712.01312, equation 12), `sum(sigmoid(scores - temperature * log(0.1 / 1.1)))`, which the expected L1
+        norm never exceeds. Summed in float32 for half types, and returned so; else in the scores' dtype.
         """
         if self.kind == "hard_concrete":
             return torch.sigmoid(self._scores() - self._temperature * math.log(-_LOW / _HIGH)).sum()

@@ -59,10 +59,18 @@ class MaskedLayer(PackedLayer):
     def from_dense(cls, layer: nn.Module, mask: Mask | Tensor | None = None) -> Self:
         """A masked layer with copies of a plain layer's parameters, on its device, in its dtype and mode, frozen alike.
 
-        Without `mask` nothing is masked, or, where `layer` is masked itself, what it masks.
+        Args:
+            layer: the plain layer that this is the twin of, or a masked one.
+            mask: `Mask`, bool or 0/1 integer tensor of the weight's shape. None: nothing is masked, or, where `layer`
+                is masked itself, what it masks.
+
+        Returns:
+            A layer of this class, with its own parameters.
 
         Raises:
-            TypeError: `layer` is not the plain layer that this is the twin of, or it is gated.
+            TypeError: `layer` is not the plain layer that this is the twin of, or it is gated; `mask` is floating, or
+                no mask.
+            ValueError: `mask` has another shape than the weight, or integers other than 0 and 1.
         """
         if not isinstance(layer, cls.plain):
             raise TypeError(f"layer must be an nn.{cls.plain.__name__}, got {type(layer).__name__}")
@@ -101,16 +109,28 @@ class MaskedLayer(PackedLayer):
         Retained values contribute nothing and get no gradient; they come back when a later mask uncovers them. What
         reads `weight` itself, as the fast path of `nn.TransformerEncoderLayer` in eval mode does, sees them.
 
+        Calls of the layer in other threads meanwhile compute with the old mask or the new one, whole; without `retain`
+        some of the weights that the new one masks may be zero already for a call that has the old one.
+
+        Args:
+            mask: of the weight's shape; `Mask`, bool or 0/1 integer tensor.
+            retain: keep the values under the mask.
+
         Raises:
             TypeError: no `Mask`, nor a bool or 0/1 integer tensor (a floating tensor is a real-valued mask:
                 the functions of `maskfuse` take it).
-            ValueError: the shape is not the weight's.
+            ValueError: the shape is not the weight's, or integers other than 0 and 1.
         """
         checked = self._fitting(mask, self.weight)
+        placed = self._placed(checked)
         self.unpack()
-        self._mask = self._placed(checked)
-        self._retain = bool(retain)
-        self._zero_masked()
+        # Whatever interrupts this, the layer is one that computes with its mask: until the weight is zero under it, one
+        # that retains values.
+        self._retain = True
+        self._mask = placed
+        if not retain:
+            self._zero_masked()
+            self._retain = False
         _unmet.add(self, _weight_and_mask)
 
     def reset_parameters(self) -> None:
@@ -118,11 +138,12 @@ class MaskedLayer(PackedLayer):
         super().reset_parameters()  # type: ignore[misc]
         if hasattr(self, "_mask"):  # not yet set while the plain layer's constructor runs
             self.unpack()
-            self._zero_masked()
+            if not self._retain:
+                self._zero_masked()
 
     @torch.no_grad()
     def _zero_masked(self) -> None:
-        if self._retain or self.weight.is_meta:
+        if self.weight.is_meta:
             return
         local(self.weight).masked_fill_(local_part(~self._mask.dense(), self.weight), 0)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..mask import describe
+from .._checks import describe
 
 
 def number(value: object, name: str) -> float:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..mask import Mask
 from ._with_mask import LayerWithMask
 
 if TYPE_CHECKING:
@@ -25,11 +26,12 @@ class PackedLayer(LayerWithMask):
 
     packs_on: ClassVar[tuple[str, ...]] = ("cpu",)  # devices whose kernels read a packed weight
     _packed: list[Tensor]
-    _packed_from: tuple[Tensor, int | None] | None  # what is kept of the weight, and which state of it
+    # What is kept of the weight, which state of it, the mask, and the copy: one read, while another thread may pack.
+    _packed_from: tuple[Tensor, int | None, Mask, list[Tensor]] | None
 
     @abstractmethod
-    def _pack(self) -> list[Tensor]:
-        """The packed weight, as the op takes it behind the plan; empty where there is nothing to gain."""
+    def _pack(self, mask: Mask) -> list[Tensor]:
+        """The weight packed under a mask, as the op takes it behind the plan; empty where nothing is gained."""
 
     def pack(self) -> Self:
         """Copies the active weights together; returns itself.
@@ -49,23 +51,30 @@ class PackedLayer(LayerWithMask):
         nothing to gain and nothing is packed.
         """
         self.unpack()
-        if self._kept.device.type in self.packs_on and self._mask.plan:
-            self._packed = self._pack()
-            self._packed_from = (self._kept, _version(self._kept))
+        kept, mask = self._kept, self._mask
+        if kept.device.type in self.packs_on and mask.plan:
+            version, packed = _version(kept), self._pack(mask)
+            if mask is self._mask:  # no other thread has set another meanwhile
+                self._packed_from = (kept, version, mask, packed)
+                self._packed = packed
         return self
 
-    def _packed_holds(self, weight: Tensor) -> bool:
-        """Whether `weight` is the one that was packed, and has not changed since."""
-        if self._packed_from is None:
-            return False
-        packed, version = self._packed_from
+    def _packed_for(self, weight: Tensor, mask: Mask) -> list[Tensor]:
+        """The packed copy, where it is of `weight`, which has not changed since, and of `mask`; else none."""
+        found = self._packed_from
+        if found is None:
+            return []
+        kept, version, packed_mask, packed = found
         # Traced code cannot ask for a version.
-        return packed is weight and (version is None or torch.compiler.is_compiling() or version == weight._version)
+        if torch.compiler.is_compiling():
+            return packed if kept is weight else []
+        held = kept is weight and packed_mask is mask and (version is None or version == weight._version)
+        return packed if held else []
 
     def unpack(self) -> Self:
         """Drops what `pack` copied; returns itself."""
-        self._packed = []
         self._packed_from = None
+        self._packed = []
         return self
 
     @property
@@ -74,7 +83,14 @@ class PackedLayer(LayerWithMask):
         return sum(t.numel() * t.element_size() for t in self._packed)
 
     def train(self, mode: bool = True) -> Self:
-        """Sets the mode, as `nn.Module.train` does; training drops the packed weight."""
+        """Sets the mode, as `nn.Module.train` does, and returns itself; training drops the packed weight.
+
+        Args:
+            mode: True for training, False for eval mode.
+
+        Raises:
+            ValueError: `mode` is no bool.
+        """
         if mode:
             self.unpack()
         return super().train(mode)

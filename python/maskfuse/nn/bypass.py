@@ -2,45 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .._memory_format import memory_format_of
+from .._checks import check_module, describe
 from ..functional import _check
-from ..mask import describe
+from ..ops.autograd import has_tangent
 from ._numbers import number, positive
+from ._samples import (
+    check_active,
+    check_samples,
+    check_shape,
+    outside,
+    set_outside,
+)
+from ._skipping import Skipping
+from ._through import Through
 
 _SKIPPED = ("identity", "zeros")
 _SCALES = ("eval", "train", "none")
 
 
-class _Through(torch.autograd.Function):
-    """`value`, differentiated as `value + gate * (run - skip)` by the gate, and as it is by the value."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(value: Tensor, run: Tensor, skip: Tensor | None, gate: Tensor) -> Tensor:
-        return value.view_as(value)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, run, skip, gate = inputs
-        ctx.dtype = gate.dtype
-        ctx.save_for_backward(run, *([] if skip is None else [skip]))
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        run, *skip = ctx.saved_tensors
-        product = grad.to(ctx.dtype) * (run - skip[0] if skip else run)
-        return grad, None, None, product.flatten(1).sum(1).to(ctx.dtype) if product.dim() > 1 else product
-
-
-class Bypass(nn.Module):
+class Bypass(Skipping):
     """Runs a module, or skips it: what is skipped is not computed.
 
     Who decides:
@@ -49,20 +34,20 @@ class Bypass(nn.Module):
     - The caller: `bypass(input, active=...)` by a bool for all samples, or by a bool tensor `[N]`. Of `[N, ...]` the
       module then sees the active samples alone, in their order; the others are put around what it returns. Where none
       is active it is not called. This goes before everything below, unscaled.
-    - Chance, with `p`: stochastic depth (Huang et al. 2016, "Deep Networks with Stochastic Depth"). In training a call
-      skips the module with probability `p`, for the batch as a whole or for each sample. Expected values are kept by
-      `scale`: with "eval", as in the paper, training gives the module's output or the skipped value, and eval mode
-      `skipped + (1 - p) * (module - skipped)`; with "train", active samples give
+    - Chance, with `p`: stochastic depth (Huang et al. 2016, "Deep Networks with Stochastic Depth", arXiv:1603.09382).
+      In training a call skips the module with probability `p`, for the batch as a whole or for each sample. Expected
+      values are kept by `scale`: with "eval", as in the paper, training gives the module's output or the skipped value,
+      and eval mode `skipped + (1 - p) * (module - skipped)`; with "train", active samples give
       `skipped + (module - skipped) / (1 - p)`, and eval mode is the module; with "none" neither is scaled. The paper's
       residual branch is `x + bypass(x)` with "zeros"; a whole block `x + f(x)` with "identity" gives the same. Draws
       come from torch's generator of the CPU (`torch.manual_seed`) on every device, one number a batch or a sample, so
       nothing waits for a device.
     - A learned `gate`, a module from the input to a logit for each sample, `[N]` or `[N, 1]`. Samples with a positive
-      logit are active, in training and eval mode. The logit's gradient is straight-through (Bengio et al. 2013): that
-      of `skipped + sigmoid(logit / temperature) * (module - skipped)`. For a skipped sample the module's output is not
-      known, and its logit gets no gradient: a penalty on `sigmoid(bypass.gate(input))`, or on its distance from a
-      target rate, keeps gates moving; or `dense_gradient`, with which the module is run on all samples while a gate
-      learns in training mode, so that skipped ones teach it too.
+      logit are active, in training and eval mode. The logit's gradient is straight-through (Bengio et al. 2013,
+      arXiv:1308.3432): that of `skipped + sigmoid(logit / temperature) * (module - skipped)`. For a skipped sample the
+      module's output is not known, and its logit gets no gradient: a penalty on `sigmoid(bypass.gate(input))`, or on
+      its distance from a target rate, keeps gates moving; or `dense_gradient`, with which the module is run on all
+      samples while a gate learns in training mode, so that skipped ones teach it too.
 
     A skipped sample gets itself ("identity"), zeros of its shape ("zeros"), or what the module `skipped` makes of it.
     `skipped` as a module sees the skipped samples alone, but all where "train" scales or a gate learns from the
@@ -115,14 +100,14 @@ class Bypass(nn.Module):
         skipped: str | nn.Module = "identity",
     ) -> None:
         super().__init__()
-        _set_outside()
-        _check_module(module, "module")
+        set_outside()
+        check_module(module, "module")
         if p is not None:
             p = number(p, "p")
             if not 0 <= p <= 1:
                 raise ValueError(f"p must be a probability, 0 to 1, got {p}")
         if gate is not None:
-            _check_module(gate, "gate")
+            check_module(gate, "gate")
             if p is not None:
                 raise ValueError("p and gate cannot both decide: give one of them")
         if p is None and (per_sample or scale != "eval"):
@@ -158,13 +143,22 @@ class Bypass(nn.Module):
         """`input` `[N, ...]` through the module where it is active; for whole batches any shape will do.
 
         Args:
-            input: what the module takes.
+            input: `[N, ...]`, of a dtype that the module takes.
             active: bool, or bool tensor `[N]` on the input's device or the CPU; None leaves it to the layer.
+
+        Returns:
+            `[N, ...]`, what the module returns, with skipped samples in their places, in the wider dtype of the two.
+
+        Raises:
+            TypeError: `input` is no tensor, `active` neither a bool nor a bool tensor, or the module, or a gate,
+                returns no tensor.
+            ValueError: `active`, or a gate's logits, do not fit the input, or the module returns another shape than
+                what is skipped has.
         """
         if not isinstance(input, Tensor):
             raise TypeError(f"input must be a tensor, got {describe(input)}")
         if isinstance(active, Tensor):
-            _check_active(active, input)
+            check_active(active, input)
             return self._select(input, active)
         if active is not None and not isinstance(active, bool):
             raise TypeError(f"active must be a bool or a bool tensor [N], got {describe(active)}")
@@ -183,17 +177,17 @@ class Bypass(nn.Module):
             return self._skip(input) if p == 1 else self._scaled(self._run(input), self._around(input), 1 - p)
         factor = 1 / (1 - p) if self.scale == "train" and p < 1 else None
         if self.per_sample:
-            _check_samples(input)
-            active = _outside.draw(input.shape[0], p)
+            check_samples(input)
+            active = outside.draw(input.shape[0], p)
             if factor is None:
                 return self._select(input, active)
             return self._select(input, active, lambda run, skip, index: self._scaled(run, skip, factor))
-        if not _outside.chance(p):
+        if not outside.chance(p):
             return self._skip(input)
         return self._run(input) if factor is None else self._scaled(self._run(input), self._around(input), factor)
 
     def _by_gate(self, input: Tensor, gate: nn.Module) -> Tensor:
-        _check_samples(input)
+        check_samples(input)
         logits = gate(input)
         _check.floating(logits, "the gate's output")
         samples = input.shape[0]
@@ -204,106 +198,26 @@ class Bypass(nn.Module):
             )
         logits = logits.reshape(samples)
         active = logits.detach() > 0
-        if not (torch.is_grad_enabled() and logits.requires_grad):
+        if not (torch.is_grad_enabled() and (logits.requires_grad or has_tangent(logits))):
             return self._select(input, active)
         soft = torch.sigmoid(logits / self.temperature)
         if self.dense_gradient and self.training:
             run, skip = self._run(input), self._around(input)
             if skip is not None:
-                _check_shape(run, skip, "skipped is")
+                check_shape(run, skip, "skipped is")
             flags = active.reshape(samples, *[1] * (run.dim() - 1))
             value = torch.where(flags, run, run.new_zeros(()) if skip is None else skip)
-            return _Through.apply(value, run, skip, soft)
+            return Through.apply(value, run, skip, soft)
 
         def learn(run: Tensor, skip: Tensor | None, index: Tensor) -> Tensor:
-            return _Through.apply(run, run, skip, soft.index_select(0, index))
+            return Through.apply(run, run, skip, soft.index_select(0, index))
 
         return self._select(input, active, learn)
-
-    def _run(self, input: Tensor) -> Tensor:
-        output = self.module(input)
-        if not isinstance(output, Tensor):
-            raise TypeError(f"the module must return a tensor, got {describe(output)}")
-        if not isinstance(self.skipped, nn.Module):
-            _check_shape(output, input, f"{self.skipped} for input")
-        return output
-
-    def _skip(self, input: Tensor) -> Tensor:
-        around = self._around(input)
-        return torch.zeros_like(input) if around is None else around
-
-    def _around(self, input: Tensor) -> Tensor | None:
-        """What skipped samples get; None for zeros."""
-        if isinstance(self.skipped, nn.Module):
-            output = self.skipped(input)
-            if not isinstance(output, Tensor):
-                raise TypeError(f"the module skipped must return a tensor, got {describe(output)}")
-            return output
-        return input if self.skipped == "identity" else None
-
-    @staticmethod
-    def _scaled(run: Tensor, skip: Tensor | None, factor: float) -> Tensor:
-        if skip is None:
-            return run * factor
-        _check_shape(run, skip, "skipped is")
-        return skip + (run - skip) * factor
-
-    def _select(
-        self,
-        input: Tensor,
-        active: Tensor,
-        blend: Callable[[Tensor, Tensor | None, Tensor], Tensor] | None = None,
-    ) -> Tensor:
-        """The module on the active samples, among the skipped ones.
-
-        `blend` maps (the module's samples, what they would get if skipped, their indices) to what they get.
-        """
-        index, others = _outside.indices(active, input.device)
-        if index.shape[0] == 0:
-            return self._skip(input)
-        every = others.shape[0] == 0
-        samples = input if every else _rows(input, index)
-        rows = self._run(samples)
-        if rows.dim() == 0 or rows.shape[0] != samples.shape[0]:
-            raise ValueError(f"the module must return {samples.shape[0]} samples, got {describe(rows)}")
-        whole = None
-        if blend is not None:  # what skipped samples get is made of all at once: batch norms in it see one batch
-            whole = self._around(input)
-            around = samples if whole is input else whole
-            if whole is not None and whole is not input and not every:
-                if whole.shape[:1] != input.shape[:1]:
-                    raise ValueError(f"the module skipped must return {input.shape[0]} samples, got {describe(whole)}")
-                around = _rows(whole, index)
-            if around is not None:
-                _check_shape(rows, around, "skipped is")
-            rows = blend(rows, around, index)
-        # Of zeros and of the input itself the dtype is known; a module has to be run to know it.
-        if every:
-            return rows if isinstance(self.skipped, nn.Module) else _widened(rows, input.dtype)
-        if whole is None and isinstance(self.skipped, nn.Module):
-            return self._beside(input, index, rows, others)
-        base = self._skip(input) if whole is None else whole
-        rows = _widened(rows, base.dtype)
-        return _with_rows(base.to(rows.dtype), index, rows)
-
-    def _beside(self, input: Tensor, index: Tensor, rows: Tensor, others: Tensor) -> Tensor:
-        """The module's samples, and what the module `skipped` makes of the others, which it alone sees."""
-        rest = self._around(_rows(input, others))
-        assert rest is not None
-        if rest.shape[1:] != rows.shape[1:] or rest.shape[:1] != others.shape:
-            raise ValueError(
-                f"the module must return the shape of what is skipped but for the number of samples, "
-                f"got {describe(rows)} where skipped is {describe(rest)}"
-            )
-        rows = _widened(rows, rest.dtype)
-        shape = (input.shape[0], *rows.shape[1:])
-        base = torch.empty(shape, dtype=rows.dtype, device=rows.device, memory_format=memory_format_of(rows))
-        return _with_rows(_with_rows(base, index, rows), others, rest.to(rows.dtype))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Copies and unpickled modules may be the first of their process."""
         super().__setstate__(state)
-        _set_outside()
+        set_outside()
 
     def extra_repr(self) -> str:
         """Who decides, and what skipped samples get."""
@@ -315,85 +229,3 @@ class Bypass(nn.Module):
         if not isinstance(self.skipped, nn.Module):
             parts.append(f"skipped={self.skipped}")
         return ", ".join(parts)
-
-
-def _indices(active: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Int64 indices of the active samples and of the others, both rising, on `device`."""
-    order = (~active).to(torch.uint8).sort(stable=True).indices
-    count = int(active.count_nonzero())  # the one wait where `active` is on a device
-    order = order.to(device, non_blocking=True)
-    return order[:count], order[count:]
-
-
-def _draw(count: int, p: float) -> Tensor:
-    """Bool `[count]`, each true with probability 1 - p."""
-    return torch.rand(count, dtype=torch.float32, device="cpu") >= p
-
-
-def _chance(p: float) -> bool:
-    return bool(_draw(1, p))
-
-
-def _rows(input: Tensor, index: Tensor) -> Tensor:
-    if memory_format_of(input) == torch.contiguous_format:
-        return input.index_select(0, index)
-    return input.movedim(1, -1).index_select(0, index).movedim(-1, 1)  # torch would drop channels_last
-
-
-def _with_rows(base: Tensor, index: Tensor, rows: Tensor) -> Tensor:
-    if memory_format_of(base) == torch.contiguous_format:
-        return base.index_copy(0, index, rows)
-    return base.movedim(1, -1).index_copy(0, index, rows.movedim(1, -1)).movedim(-1, 1)
-
-
-def _widened(rows: Tensor, dtype: torch.dtype) -> Tensor:
-    return rows.to(torch.promote_types(rows.dtype, dtype))
-
-
-def _check_module(module: object, name: str) -> None:
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"{name} must be an nn.Module, got {describe(module)}")
-
-
-def _check_samples(input: Tensor) -> None:
-    if input.dim() == 0:
-        raise ValueError(f"input must have shape [N, ...] for samples to be chosen, got {describe(input)}")
-
-
-def _check_active(active: Tensor, input: Tensor) -> None:
-    _check_samples(input)
-    if active.dtype != torch.bool:
-        raise TypeError(f"active must be a bool or a bool tensor [N], got {describe(active)}")
-    if active.shape != input.shape[:1]:
-        raise ValueError(
-            f"active must have shape {[input.shape[0]]} for input {describe(input)}, got {describe(active)}"
-        )
-    if active.device.type != "cpu":
-        _check.same_device("active", active, "input", input)
-
-
-def _check_shape(output: Tensor, skip: Tensor, where: str) -> None:
-    if output.shape != skip.shape:
-        raise ValueError(
-            f"the module must return the shape of what is skipped, got {describe(output)} "
-            f"where {where} {describe(skip)}"
-        )
-
-
-_outside = SimpleNamespace()
-"""What traced code calls outside of its graphs: set when the first module is made, since saying so imports the
-compiler."""
-
-
-def _set_outside() -> None:
-    if vars(_outside):
-        return
-    found = {}
-    for name, function, known in (
-        ("indices", _indices, "which samples are active"),
-        ("draw", _draw, "what is skipped"),
-        ("chance", _chance, "what is skipped"),
-    ):
-        reason = f"maskfuse.nn.Bypass: {known} must be known to the host"
-        found[name] = torch.compiler.disable(function, reason=reason)
-    vars(_outside).update(found)  # all at once: another thread may look

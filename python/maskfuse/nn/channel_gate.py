@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .._checks import describe
 from ..functional import _channels, _check
 from ..functional._channel_statistic import STATISTICS, channel_statistic, keep_channels, straight_through
 from ..functional.channel_gather import channel_gather
 from ..functional.channel_select import channel_select
-from ..mask import describe
 from ._numbers import number, positive
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class GatedChannels(NamedTuple):
     """The active channels of each sample; `channel_scatter(values, channels, C)` puts them back among zeros.
 
     Attributes:
-        values: `[N, K, ...]`, in rising order of the channels, zeros past a sample's count.
+        values: `[N, K, ...]`, the input's dtype, in rising order of the channels, zeros past a sample's count.
         channels: int64 `[N, K]`, where they are from; past a sample's count, some of its inactive channels.
         counts: int64 `[N]`, how many of them are active.
     """
@@ -52,12 +52,13 @@ class ChannelGate(nn.Module):
     The choice is a constant for the backward pass: active channels get their gradient, inactive ones exactly 0. With
     `straight_through` the gradient also reaches the statistic, as if each channel had been multiplied by
     `sigmoid((statistic - threshold) / temperature)`, whose value is replaced by 1 or 0 (Bengio et al. 2013, "Estimating
-    or Propagating Gradients Through Stochastic Neurons"). For top-k the threshold is the k-th largest statistic of the
-    sample, as a constant. A statistic that is not finite gets no gradient; with `compact`, nor do inactive channels.
+    or Propagating Gradients Through Stochastic Neurons", arXiv:1308.3432). For top-k the threshold is the k-th largest
+    statistic of the sample, as a constant. A statistic that is not finite gets no gradient; with `compact`, nor do
+    inactive channels.
 
-    Gates that select by what channels hold: Hua et al. 2019, "Channel Gating Neural Networks"; Gao et al. 2019,
-    "Dynamic Channel Pruning: Feature Boosting and Suppression". To skip the work of inactive channels in the layer
-    behind, give it the mask instead: `conv(x, channels=gate.active(x))`.
+    Gates that select by what channels hold: Hua et al. 2019, "Channel Gating Neural Networks", arXiv:1805.12549; Gao et
+    al. 2019, "Dynamic Channel Pruning: Feature Boosting and Suppression", arXiv:1810.05331. To skip the work of
+    inactive channels in the layer behind, give it the mask instead: `conv(x, channels=gate.active(x))`.
 
     Args:
         mask: bool `[C]`.
@@ -132,6 +133,9 @@ class ChannelGate(nn.Module):
     def set_mask(self, mask: Tensor) -> None:
         """Replaces the fixed mask by a copy of another one, which may have another length.
 
+        Args:
+            mask: bool `[C]`.
+
         Raises:
             TypeError: no bool tensor.
             ValueError: not one dimension, or the gate has no fixed mask.
@@ -144,7 +148,16 @@ class ChannelGate(nn.Module):
             self._channels = self._mask.nonzero().squeeze(1)
 
     def active(self, input: Tensor) -> Tensor:
-        """Which channels a call on this input keeps: bool `[C]` for a fixed mask, else bool `[N, C]`; a constant."""
+        """Which channels a call on this input keeps: bool `[C]` for a fixed mask, else bool `[N, C]`; a constant.
+
+        Args:
+            input: `[N, C, ...]`, float32, float64, bfloat16 or float16; with a fixed mask any dtype.
+
+        Raises:
+            TypeError: no tensor, or another dtype.
+            ValueError: fewer than two dimensions, another number of channels than the mask has, fewer than `k`, or a
+                mask on another device than the input.
+        """
         if self._mask is not None:
             return self._fixed(input)[0]
         self._check(input)
@@ -152,7 +165,19 @@ class ChannelGate(nn.Module):
             return self._choose(channel_statistic(input, self.statistic))[0]
 
     def forward(self, input: Tensor) -> Tensor | GatedChannels:
-        """`[N, C, ...]` to the same shape, or to the active channels alone."""
+        """`[N, C, ...]` to the same shape, or to the active channels alone.
+
+        Args:
+            input: `[N, C, ...]`, float32, float64, bfloat16 or float16; with a fixed mask any dtype.
+
+        Returns:
+            The input's shape, dtype and memory format, or with `compact` what the class says.
+
+        Raises:
+            TypeError: no tensor, or another dtype.
+            ValueError: fewer than two dimensions, another number of channels than the mask has, fewer than `k`, or a
+                mask on another device than the input.
+        """
         if self._mask is not None:
             mask, channels = self._fixed(input)
             return channel_gather(input, channels) if self.compact else keep_channels(input, mask)
@@ -182,7 +207,7 @@ class ChannelGate(nn.Module):
         assert self.k is not None
         unknown = statistic.isnan()
         order = statistic.masked_fill(unknown, -float("inf")).sort(dim=1, descending=True, stable=True)
-        active = torch.zeros_like(unknown).scatter(1, order.indices[:, : self.k], True) & ~unknown
+        active = torch.zeros_like(unknown).scatter(1, order.indices[:, : self.k], 1) & ~unknown
         last = max(self.k, 1)
         return active, order.values[:, last - 1 : last]
 

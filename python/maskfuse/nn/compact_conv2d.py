@@ -25,6 +25,12 @@ class CompactConv2d(CompactLayer):
             in `nn.Conv2d`, whose initial values these are.
         mask: `Mask`, bool or 0/1 integer tensor `[out_channels, in_channels / groups, kernel_height, kernel_width]`;
             None masks nothing.
+
+    Raises:
+        TypeError: `mask` is floating, or neither a `Mask` nor a tensor.
+        ValueError: `mask` has another shape than the weight, or integers other than 0 and 1; options that `nn.Conv2d`
+            refuses.
+        RuntimeError: sizes that `nn.Conv2d` refuses.
     """
 
     masked = MaskedConv2d
@@ -54,21 +60,11 @@ class CompactConv2d(CompactLayer):
     ) -> None:
         super().__init__()
         plain = nn.Conv2d(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            padding_mode,
-            device=device,
-            dtype=dtype,
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
         )
         self._set_up(plain, mask)
 
-    def _pack(self) -> list[Tensor]:
+    def _pack(self, mask: Mask) -> list[Tensor]:
         return []  # kernels read the weight too
 
     def forward(self, input: Tensor, channels: Tensor | None = None) -> Tensor:
@@ -77,8 +73,16 @@ class CompactConv2d(CompactLayer):
         See `maskfuse.functional.compact_conv2d`.
 
         Args:
-            input: the images.
+            input: `[batch, in_channels, height, width]`, or without `batch`, the dtype and device of the values.
             channels: bool `[batch, in_channels]` or `[in_channels]`: input channels that take part, or None for all.
+
+        Returns:
+            `[batch, out_channels, out_height, out_width]`, or without `batch`, the input's dtype.
+
+        Raises:
+            TypeError: a dtype that no kernel takes, or another one than that of the values.
+            ValueError: a shape or device that does not fit.
+            RuntimeError: the backend asked for cannot run on the input's device.
         """
         input, padding = padded(self, input)
         return compact_conv2d(

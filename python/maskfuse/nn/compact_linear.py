@@ -33,6 +33,11 @@ class CompactLinear(CompactLayer):
     Args:
         in_features, out_features, bias, device, dtype: as in `nn.Linear`, whose initial values these are.
         mask: `Mask`, bool or 0/1 integer tensor `[out_features, in_features]`; None masks nothing.
+
+    Raises:
+        TypeError: `mask` is floating, or neither a `Mask` nor a tensor.
+        ValueError: `mask` has another shape than the weight, or integers other than 0 and 1.
+        RuntimeError: sizes or options that `nn.Linear` refuses.
     """
 
     masked = MaskedLinear
@@ -51,15 +56,23 @@ class CompactLinear(CompactLayer):
         super().__init__()
         self._set_up(nn.Linear(in_features, out_features, bias, device, dtype), mask)
 
-    def _pack(self) -> list[Tensor]:
-        return torch.ops.maskfuse.masked_linear_pack(self.weight.detach(), self._mask.bits, self._mask.plan)
+    def _pack(self, mask: Mask) -> list[Tensor]:
+        return torch.ops.maskfuse.masked_linear_pack(self.weight.detach(), mask.bits, mask.plan)
 
     def forward(self, input: Tensor, channels: Tensor | None = None) -> Tensor:
         """`input` `[..., in_features]` -> `[..., out_features]`; see `maskfuse.functional.compact_linear`.
 
         Args:
-            input: the rows.
+            input: `[..., in_features]`, the dtype and device of the values.
             channels: bool of the input's shape or `[in_features]`: input features that take part, or None for all.
+
+        Returns:
+            `[..., out_features]`, the input's dtype.
+
+        Raises:
+            TypeError: a dtype that no kernel takes, or another one than that of the values.
+            ValueError: a shape or device that does not fit.
+            RuntimeError: the backend asked for cannot run on the input's device.
         """
-        packed = self._packed if self._packed and self._packed_holds(self.values) else []
-        return checked_compact_linear(input, self.values, self._mask, self.bias, packed, channels)
+        values, mask = self.values, self._mask
+        return checked_compact_linear(input, values, mask, self.bias, self._packed_for(values, mask), channels)

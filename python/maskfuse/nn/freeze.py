@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from .._checks import check_module, describe
 from .._sharded import is_sharded, local, local_part, placed_as
 from ..functional._check import floating, mask_of
-from ..mask import Mask, describe
+from ..mask import Mask
 from . import _unmet
 
 # Attributes of a frozen parameter. Its class stays what it is, since optimizers ask for the exact type; so what copies
@@ -99,6 +100,9 @@ def freeze(parameter: nn.Parameter, mask: Mask | Tensor) -> nn.Parameter:
 def unfreeze(parameter: nn.Parameter) -> nn.Parameter:
     """Ends what `freeze` began; returns the parameter. One that is not frozen stays as it is.
 
+    Args:
+        parameter: of any shape and dtype.
+
     Raises:
         TypeError: `parameter` is no `nn.Parameter`.
     """
@@ -113,7 +117,11 @@ def unfreeze(parameter: nn.Parameter) -> nn.Parameter:
 
 
 def frozen_mask(parameter: Tensor) -> Mask | None:
-    """The mask that a parameter is frozen by (1: trained), or None where it is not frozen."""
+    """The mask that a parameter is frozen by (1: trained), or None where it is not frozen.
+
+    Args:
+        parameter: of any shape and dtype; any other object is not frozen.
+    """
     frozen = getattr(parameter, _FROZEN, None)
     return None if frozen is None else frozen.mask
 
@@ -127,12 +135,14 @@ def keep_frozen(model: nn.Module) -> Iterator[None]:
 
     So do `load_state_dict(assign=True)`, `to_empty`, and whatever else puts a parameter under a name that had one.
 
+    Args:
+        model: any module.
+
     Raises:
         TypeError: `model` is no module.
         ValueError: when it ends: the new parameter has another shape.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    check_module(model)
     known = [
         (module, name, mask, weakref.ref(parameter))
         for module in model.modules()

@@ -18,8 +18,8 @@ class GatedConv2d(GatedLayer, nn.Conv2d):
     """`nn.Conv2d` with a gate on each weight, made of learned scores: the convolution with `weight * gate`.
 
     `weight` is a dense parameter `[out_channels, in_channels / groups, kernel_height, kernel_width]`, and `scores`,
-    behind `bias`, another one like it. Kinds of gates, penalty, hardening and state are `GatedLinear`'s. The output has
-    the memory format of the input.
+    behind `bias`, another one like it, of the same dtype. Kinds of gates, with their sources, penalty, hardening and
+    state are `GatedLinear`'s. The output has the memory format of the input.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype: as
@@ -28,9 +28,15 @@ class GatedConv2d(GatedLayer, nn.Conv2d):
         temperature: positive; None for 1, or 2/3 for hard-concrete gates.
         initial_score: what all scores start as; 2 is a gate of 0.88, and at 0 straight-through gates are closed.
 
+    Returns, from a call:
+        `[batch, out_channels, out_height, out_width]` of `[batch, in_channels, height, width]`, or both without
+        `batch`, in the input's dtype, which is the weight's.
+
     Raises:
         TypeError: `temperature` or `initial_score` is no number.
-        ValueError: another kind, a temperature that is not positive and finite, or NaN.
+        ValueError: another kind, a temperature that is not positive and finite, or NaN; options that
+            `nn.Conv2d` refuses.
+        RuntimeError: sizes that `nn.Conv2d` refuses.
     """
 
     hardened = MaskedConv2d
@@ -53,17 +59,7 @@ class GatedConv2d(GatedLayer, nn.Conv2d):
         initial_score: float = 2.0,
     ) -> None:
         super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            padding_mode,
-            device=device,
-            dtype=dtype,
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
         )
         self._set_up(kind, temperature, initial_score)
 

@@ -31,6 +31,12 @@ class MaskedConv2d(MaskedLayer, nn.Conv2d):
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype: as
             in `nn.Conv2d`.
         mask: `Mask`, bool or 0/1 integer tensor of the weight's shape; None masks nothing.
+
+    Raises:
+        TypeError: `mask` is floating, or neither a `Mask` nor a tensor.
+        ValueError: `mask` has another shape than the weight, or integers other than 0 and 1; options that `nn.Conv2d`
+            refuses.
+        RuntimeError: sizes that `nn.Conv2d` refuses.
     """
 
     plain = nn.Conv2d
@@ -51,17 +57,7 @@ class MaskedConv2d(MaskedLayer, nn.Conv2d):
         mask: Mask | Tensor | None = None,
     ) -> None:
         super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            padding_mode,
-            device=device,
-            dtype=dtype,
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
         )
         self._set_up(mask)
 
@@ -78,17 +74,25 @@ class MaskedConv2d(MaskedLayer, nn.Conv2d):
         rest = {"bias": layer.bias is not None, "padding_mode": layer.padding_mode}
         return {name: getattr(layer, name) for name in names} | rest
 
-    def _pack(self) -> list[Tensor]:
+    def _pack(self, mask: Mask) -> list[Tensor]:
         if self.groups != 1:
             return []
-        return torch.ops.maskfuse.masked_conv2d_pack(self.weight.detach(), self._mask.bits, self._mask.plan)
+        return torch.ops.maskfuse.masked_conv2d_pack(self.weight.detach(), mask.bits, mask.plan)
 
     def forward(self, input: Tensor, channels: Tensor | None = None) -> Tensor:
         """`input` `[batch, in_channels, height, width]`, or without `batch`; see `maskfuse.masked_conv2d`.
 
         Args:
-            input: the images.
+            input: `[batch, in_channels, height, width]`, or without `batch`, the weight's dtype and device.
             channels: bool `[batch, in_channels]` or `[in_channels]`: input channels that take part, or None for all.
+
+        Returns:
+            `[batch, out_channels, out_height, out_width]`, or without `batch`, the input's dtype.
+
+        Raises:
+            TypeError: a dtype that no kernel takes, or another one than the weight's.
+            ValueError: a shape or device that does not fit.
+            RuntimeError: the backend asked for cannot run on the input's device.
         """
         return self._conv_forward(input, self.weight, self.bias, channels)
 
@@ -97,7 +101,7 @@ class MaskedConv2d(MaskedLayer, nn.Conv2d):
     ) -> Tensor:
         input, padding = padded(self, input)
         mask = self._mask
-        packed = self._packed if self._packed and self._packed_holds(weight) else []
+        packed = self._packed_for(weight, mask)
         usual = channels is None and not isinstance(padding, str) and input.dim() == 4 and weight.numel() > 0
         if usual and takes_short_way(input, weight, bias, mask):
             plan = mask.plan if self.groups == 1 else []  # which is what tells that a mask is full

@@ -27,6 +27,11 @@ class MaskedLinear(MaskedLayer, nn.Linear):
     Args:
         in_features, out_features, bias, device, dtype: as in `nn.Linear`.
         mask: `Mask`, bool or 0/1 integer tensor `[out_features, in_features]`; None masks nothing.
+
+    Raises:
+        TypeError: `mask` is floating, or neither a `Mask` nor a tensor.
+        ValueError: `mask` has another shape than the weight, or integers other than 0 and 1.
+        RuntimeError: sizes or options that `nn.Linear` refuses.
     """
 
     plain = nn.Linear
@@ -52,20 +57,27 @@ class MaskedLinear(MaskedLayer, nn.Linear):
             "bias": layer.bias is not None,
         }
 
-    def _pack(self) -> list[Tensor]:
+    def _pack(self, mask: Mask) -> list[Tensor]:
         pack = choose("masked_linear", self.weight.device).ops.get("masked_linear_pack")
-        return pack(self.weight.detach(), self._mask) if pack is not None else []
+        return pack(self.weight.detach(), mask) if pack is not None else []
 
     def forward(self, input: Tensor, channels: Tensor | None = None) -> Tensor:
         """`input` `[..., in_features]` -> `[..., out_features]`; see `maskfuse.masked_linear`.
 
         Args:
-            input: the rows.
+            input: `[..., in_features]`, the weight's dtype and device.
             channels: bool of the input's shape or `[in_features]`: input features that take part, or None for all.
+
+        Returns:
+            `[..., out_features]`, the input's dtype.
+
+        Raises:
+            TypeError: a dtype that no kernel takes, or another one than the weight's.
+            ValueError: a shape or device that does not fit.
+            RuntimeError: the backend asked for cannot run on the input's device.
         """
-        weight, bias, mask, packed = self.weight, self.bias, self._mask, self._packed
-        if packed and not self._packed_holds(weight):
-            packed = []
+        weight, bias, mask = self.weight, self.bias, self._mask
+        packed = self._packed_for(weight, mask)
         if channels is None and takes_short_way(input, weight, bias, mask):
             plan = [*mask.plan, *packed] if packed else mask.plan
             if mask.known_full and ops.LIBRARY_GEMM:

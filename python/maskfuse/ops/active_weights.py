@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from .. import _library as _library
-from .autograd import Product, multilinear, shape_of, vmap_rows
+from .autograd import Product, multilinear, shape_of
+from .vmap import vmap_rows
 
 Ints = Sequence[int]
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .._traced import func_is_tracing, outside_of_graphs
+from .._traced import func_is_tracing, is_jit_tracing, outside_of_graphs
 
 
 class Product(Protocol):
@@ -29,15 +29,20 @@ class Product(Protocol):
         ...
 
 
+def has_tangent(t: Tensor) -> bool:
+    """True where an operand is being differentiated in forward mode."""
+    return (
+        forward_ad._current_level >= 0
+        and (t.is_floating_point() or t.is_complex())
+        and forward_ad.unpack_dual(t).tangent is not None
+    )
+
+
 def is_transformed(args: Sequence[Any]) -> bool:
     """True under `torch.func` transforms, and where an operand carries a forward-mode tangent."""
     if torch._C._are_functorch_transforms_active():
         return True
-    return forward_ad._current_level >= 0 and any(
-        forward_ad.unpack_dual(t).tangent is not None
-        for t in args
-        if isinstance(t, Tensor) and (t.is_floating_point() or t.is_complex())
-    )
+    return forward_ad._current_level >= 0 and any(isinstance(t, Tensor) and has_tangent(t) for t in args)
 
 
 _is_compiling = torch.compiler.is_compiling
@@ -47,12 +52,37 @@ _casts = torch._C._is_any_autocast_enabled
 
 def plain() -> bool:
     """True where an op is just an op: nothing traces, transforms or casts it, and no forward-mode level is open."""
-    return not (_is_compiling() or _func_is_active() or _casts() or forward_ad._current_level >= 0)
+    return not (_is_compiling() or _func_is_active() or _casts() or forward_ad._current_level >= 0 or is_jit_tracing())
 
 
 def is_recorded(args: Sequence[Any]) -> bool:
     """True where a gradient of an operand may be asked for."""
     return torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in args)
+
+
+def one_forward_level(jvp: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A Function's `jvp`, which refuses to be differentiated in forward mode again: torch calls it with forward mode
+    off, so that tangents of levels around it would be zero."""
+
+    def checked(*args: Any) -> Tensor:
+        from torch._functorch import pyfunctorch  # torch may move it: nothing else here needs it
+
+        levels = pyfunctorch.retrieve_all_functorch_interpreters() if _func_is_active() else []
+        if sum(level.key() == pyfunctorch.TransformType.Jvp for level in levels) > 1:
+            raise NotImplementedError(
+                "maskfuse has no forward-mode derivative of a forward-mode derivative (jvp of jvp, jacfwd of jacfwd): "
+                "take one of them in reverse mode, as torch.func.hessian does"
+            )
+        return jvp(*args)
+
+    return checked
+
+
+class _Sizes:
+    """Integers that functorch passes on as one value, where it would take a list apart."""
+
+    def __init__(self, values: Sequence[int]) -> None:
+        self.values = list(values)
 
 
 def shape_of(operand: Tensor | torch.Size) -> torch.Size:
@@ -92,6 +122,9 @@ def multilinear(
             args[plan] = list(flat[count:])
         return args
 
+    def with_sizes(flat: Sequence[Any]) -> list[Any]:
+        return [a.values if isinstance(a, _Sizes) else a for a in flat]
+
     def save(ctx: Any, flat: Sequence[Any], kept: list[int]) -> list[Tensor]:
         ctx.kept = kept
         ctx.rest = [
@@ -114,6 +147,7 @@ def multilinear(
     def setup_transformed(ctx: Any, inputs: Sequence[Any], output: Tensor) -> None:
         # Forward mode reads every operand, and functorch wants one list saved for both modes.
         ctx.output_shape = output.shape
+        inputs = with_sizes(inputs)
         saved = save(ctx, inputs, [i for i, value in enumerate(inputs) if isinstance(value, Tensor)])
         ctx.save_for_backward(*saved)
         ctx.save_for_forward(*saved)
@@ -140,6 +174,7 @@ def multilinear(
         behind = len(ctx.output_shape) - 1 - channel % len(ctx.output_shape)
         return row.reshape(*row.shape, *[1] * behind)
 
+    @one_forward_level
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
         args = unflatten(restore(ctx))
         if bias is not None:
@@ -181,7 +216,7 @@ def multilinear(
         f"{name}_transformed",
         (torch.autograd.Function,),
         {
-            "forward": staticmethod(lambda *flat: op(*unflatten(flat))),
+            "forward": staticmethod(lambda *flat: op(*unflatten(with_sizes(flat)))),
             "backward": staticmethod(backward),
             "setup_context": staticmethod(setup_transformed),
             "jvp": staticmethod(jvp),
@@ -190,19 +225,32 @@ def multilinear(
     )
 
     def apply_transformed(*args: Any) -> Tensor:
-        return transformed.apply(*flatten(args))
+        flat = flatten(args)
+        return transformed.apply(*[_Sizes(a) if isinstance(a, (list, tuple)) else a for a in flat])
 
     # Compilers drop the tangents of tensors that come from outside: with such, the op breaks the graph.
     transformed_outside = outside_of_graphs(apply_transformed)
     func_traces = func_is_tracing(apply_transformed)
 
+    def exportable(args: Sequence[Any]) -> Sequence[Any]:
+        # AOTInductor of torch 2.13 gives an op None where a list of tensors is empty. Ops on the CPU take this instead.
+        if plan is None or args[plan] or not torch.compiler.is_exporting():
+            return args
+        if namespace != "maskfuse" or not args[plan - 1].is_cpu:
+            return args
+        none = args[plan - 1].new_empty(0)  # int32, as the bits are
+        return [*args[:plan], [none, none], *args[plan + 1 :]]
+
     def call(*args: Any) -> Tensor:
         if torch.compiler.is_compiling():
+            args = tuple(exportable(args))
             if func_traces():
                 return apply_transformed(*args)
             return op(*args) if forward_ad._current_level < 0 else transformed_outside(*args)
         if is_transformed(args):
             return apply_transformed(*args)
+        if is_jit_tracing():  # which keeps ops, and of a Function nothing that could be saved
+            return op(*args)
         # Function.apply has a cost of its own, so it is skipped where nothing would use it.
         return recorded.apply(*flatten(args)) if is_recorded(args) else below_autograd(args)
 
@@ -213,42 +261,3 @@ def multilinear(
     product = cast(Product, call)
     product.record = record
     return product
-
-
-def vmap_rows(namespace: str, name: str, row_operand: int) -> None:
-    """Registers vmap: a batch of the operand in front (any leading dimensions) is one more leading dimension.
-
-    Where another operand is batched too, the samples are computed one by one: each has its own weight.
-    """
-    _register_vmap(namespace, name, row_operand, folds=False)
-
-
-def vmap_samples(namespace: str, name: str, operand: int) -> None:
-    """The same where the operand's first dimension counts samples, among which a batch of them is folded."""
-    _register_vmap(namespace, name, operand, folds=True)
-
-
-def _register_vmap(namespace: str, name: str, row_operand: int, folds: bool) -> None:
-    op = getattr(getattr(torch.ops, namespace), name).default
-
-    def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
-        batched = [i for i, dim in enumerate(in_dims) if isinstance(dim, int)]
-        if batched == [row_operand]:
-            values = list(args)
-            together = args[row_operand].movedim(in_dims[row_operand], 0)
-            values[row_operand] = together.flatten(0, 1) if folds else together
-            output = op(*values)
-            return output.unflatten(0, together.shape[:2]) if folds else output, 0
-        if info.batch_size == 0:  # no sample to learn the shape from
-            samples = [
-                a.new_zeros(a.movedim(d, 0).shape[1:]) if isinstance(d, int) else a
-                for a, d in zip(args, in_dims, strict=True)
-            ]
-            return op(*samples).unsqueeze(0)[:0], 0
-        outputs = [
-            op(*[a.select(dim, i) if isinstance(dim, int) else a for a, dim in zip(args, in_dims, strict=True)])
-            for i in range(info.batch_size)
-        ]
-        return torch.stack(outputs), 0
-
-    torch.library.register_vmap(f"{namespace}::{name}", rule)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from .active_weights import Ints, define
-from .autograd import Product, multilinear, shape_of, vmap_samples
-from .masked_conv2d import image_like, output_size, size_of
+from .autograd import Product, shape_of
+from .masked_conv2d import differentiable, image_like, output_size
 
 _GEOMETRY = "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups, SymInt[] shape"
 
@@ -87,36 +87,8 @@ def products(namespace: str) -> CompactConv2d:
         compact_conv2d_values_grad,
         lambda grad, input, bits, plan, count, *geometry: grad.new_empty((count,)),
     )
-    forward = multilinear(
-        namespace,
-        "compact_conv2d",
-        {
-            0: lambda v, grad: input_grad(grad, v[1], v[2], v[3], size_of(v[0]), *v[5:]),
-            1: lambda v, grad: values_grad(grad, v[0], v[2], v[3], shape_of(v[1])[0], *v[5:]),
-        },
-        bias=4,
-        channel=1,
-    )
-    input_grad = multilinear(
-        namespace,
-        "compact_conv2d_input_grad",
-        {
-            0: lambda v, grad: forward(grad, v[1], v[2], v[3], None, *v[5:]),
-            1: lambda v, grad: values_grad(v[0], grad, v[2], v[3], shape_of(v[1])[0], *v[5:]),
-        },
-    )
-    values_grad = multilinear(
-        namespace,
-        "compact_conv2d_values_grad",
-        {
-            0: lambda v, grad: forward(v[1], grad, v[2], v[3], None, *v[5:]),
-            1: lambda v, grad: input_grad(v[0], grad, v[2], v[3], size_of(v[1]), *v[5:]),
-        },
-    )
-    vmap_samples(namespace, "compact_conv2d", 0)
-    vmap_samples(namespace, "compact_conv2d_input_grad", 0)
-    vmap_samples(namespace, "compact_conv2d_values_grad", -1)  # a sum over samples: one result each
-    return CompactConv2d(forward, input_grad, values_grad)
+    made = differentiable(namespace, "compact_conv2d", "values", lambda values: shape_of(values)[0])
+    return CompactConv2d(*made)
 
 
 compact_conv2d, compact_conv2d_input_grad, compact_conv2d_values_grad = products("maskfuse")

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from .active_weights import Ints, define
-from .autograd import Product, multilinear, shape_of, vmap_rows
+from .autograd import Product, multilinear, shape_of
+from .vmap import vmap_rows
 
 
 class CompactLinear(NamedTuple):

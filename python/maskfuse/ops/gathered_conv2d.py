@@ -12,8 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .autograd import Product, multilinear, vmap_samples
+from .autograd import Product, multilinear
 from .masked_conv2d import Ints, image_like, output_size, size_of
+from .vmap import vmap_samples
 
 
 @torch.library.register_fake("maskfuse::gathered_conv2d")

@@ -13,6 +13,12 @@ def words(columns: int) -> int:
     return (columns + 31) // 32
 
 
+def unpacked(bits: Tensor, columns: int) -> Tensor:
+    """What `mask_unpack` gives, by torch's own ops."""
+    flags = torch.tensor([*(1 << place for place in range(31)), -(1 << 31)], dtype=bits.dtype, device=bits.device)
+    return (bits.unsqueeze(-1) & flags != 0).flatten(1)[:, :columns]
+
+
 @torch.library.register_fake("maskfuse::mask_pack")
 def _(dense: Tensor) -> Tensor:
     return dense.new_empty((dense.shape[0], words(dense.shape[1])), dtype=torch.int32)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .._traced import func_is_tracing, outside_of_graphs
-from .autograd import is_recorded, is_transformed
+from .autograd import is_recorded, is_transformed, one_forward_level
 
 if TYPE_CHECKING:
     from ..mask import Mask
@@ -67,6 +67,7 @@ class _Transformed(torch.autograd.Function):
         return masked(grad, ctx.saved_tensors[0]), None
 
     @staticmethod
+    @one_forward_level
     def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
         return masked(tangent, ctx.saved_tensors[0])
 

@@ -5,14 +5,15 @@ The three ops are closed under differentiation: every gradient of one is another
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .._memory_format import memory_format_of
-from .autograd import Product, multilinear, shape_of, vmap_samples
+from .autograd import Product, multilinear, shape_of
+from .vmap import vmap_samples
 
 Ints = Sequence[int]
 
@@ -90,42 +91,49 @@ class MaskedConv2d(NamedTuple):
     masked_conv2d_weight_grad: Product
 
 
-def products(namespace: str) -> MaskedConv2d:
-    """Makes a namespace's ops differentiable, once.
+def differentiable(
+    namespace: str, name: str, kept: str, told: Callable[[Any], Any]
+) -> tuple[Product, Product, Product]:
+    """Makes a convolution and its two gradients differentiable, once: op `name`, `name_input_grad`, `name_{kept}_grad`.
 
-    Inputs in order, behind them geometry = (stride, padding, dilation, groups):
-    (input, weight, bits, plan, bias), (grad, weight, bits, plan, input_size), (grad, input, bits, plan, kernel_size).
+    `kept` is what there is of the weight. Inputs in order, geometry behind them: (input, kept, bits, plan, bias),
+    (grad, kept, bits, plan, input_size), (grad, input, bits, plan, what `told` says of `kept` or its shape).
     """
     forward = multilinear(
         namespace,
-        "masked_conv2d",
+        name,
         {
             0: lambda v, grad: input_grad(grad, v[1], v[2], v[3], size_of(v[0]), *v[5:]),
-            1: lambda v, grad: weight_grad(grad, v[0], v[2], v[3], size_of(v[1]), *v[5:]),
+            1: lambda v, grad: kept_grad(grad, v[0], v[2], v[3], told(v[1]), *v[5:]),
         },
         bias=4,
         channel=1,
     )
     input_grad = multilinear(
         namespace,
-        "masked_conv2d_input_grad",
+        f"{name}_input_grad",
         {
             0: lambda v, grad: forward(grad, v[1], v[2], v[3], None, *v[5:]),
-            1: lambda v, grad: weight_grad(v[0], grad, v[2], v[3], size_of(v[1]), *v[5:]),
+            1: lambda v, grad: kept_grad(v[0], grad, v[2], v[3], told(v[1]), *v[5:]),
         },
     )
-    weight_grad = multilinear(
+    kept_grad = multilinear(
         namespace,
-        "masked_conv2d_weight_grad",
+        f"{name}_{kept}_grad",
         {
             0: lambda v, grad: forward(v[1], grad, v[2], v[3], None, *v[5:]),
             1: lambda v, grad: input_grad(v[0], grad, v[2], v[3], size_of(v[1]), *v[5:]),
         },
     )
-    vmap_samples(namespace, "masked_conv2d", 0)
-    vmap_samples(namespace, "masked_conv2d_input_grad", 0)
-    vmap_samples(namespace, "masked_conv2d_weight_grad", -1)  # a sum over samples: one result each
-    return MaskedConv2d(forward, input_grad, weight_grad)
+    vmap_samples(namespace, name, 0)
+    vmap_samples(namespace, f"{name}_input_grad", 0)
+    vmap_samples(namespace, f"{name}_{kept}_grad", -1)  # a sum over samples: one result each
+    return forward, input_grad, kept_grad
+
+
+def products(namespace: str) -> MaskedConv2d:
+    """Makes a namespace's ops differentiable, once; geometry = (stride, padding, dilation, groups)."""
+    return MaskedConv2d(*differentiable(namespace, "masked_conv2d", "weight", size_of))
 
 
 masked_conv2d, masked_conv2d_input_grad, masked_conv2d_weight_grad = products("maskfuse")

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .autograd import Product, multilinear, vmap_rows
+from .autograd import Product, multilinear
+from .vmap import vmap_rows
 
 
 @torch.library.register_fake("maskfuse::masked_linear_unrecorded")

@@ -1,4 +1,7 @@
-"""What is right: every op in plain PyTorch, in any floating dtype, differentiated by PyTorch itself."""
+"""What is right: every op in plain PyTorch, in any floating dtype, differentiated by PyTorch itself.
+
+Nothing is checked: bad input raises what torch raises for it, or gives a result that means nothing.
+"""
 
 from .active_weights import collect_active, expand_active
 from .channel_gather import channel_gather

@@ -11,7 +11,7 @@ from .._memory_format import memory_format_of
 def channel_scatter(
     input: Tensor, channels: Tensor, num_channels: int, batch: Tensor | None = None, batch_size: int | None = None
 ) -> Tensor:
-    """Zeros `[batch_size, num_channels, ...]` with `input` added at `[batch[:, None], channels]`.
+    """A tensor of zeros `[batch_size, num_channels, ...]` with `input` added at `[batch[:, None], channels]`.
 
     Args:
         input: `[B, K, ...]`.

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..mask import Mask
+from ._weight import masked_weight
 
 
 def masked_conv2d(
@@ -34,11 +35,4 @@ def masked_conv2d(
     """
     if channels is not None:
         input = torch.where(channels[..., None, None], input, torch.zeros((), dtype=input.dtype))
-    if isinstance(mask, Mask):
-        mask = mask.dense()
-    if mask.is_floating_point():
-        effective = weight * mask
-    else:
-        # A masked weight takes no part even when it is NaN: 0 * NaN would.
-        effective = torch.where(mask.bool(), weight, torch.zeros((), dtype=weight.dtype))
-    return F.conv2d(input, effective, bias, stride, padding, dilation, groups)
+    return F.conv2d(input, masked_weight(weight, mask), bias, stride, padding, dilation, groups)

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..mask import Mask
+from ._weight import masked_weight
 
 
 def masked_linear(
@@ -27,9 +28,4 @@ def masked_linear(
     """
     if channels is not None:
         input = torch.where(channels, input, torch.zeros((), dtype=input.dtype))
-    if isinstance(mask, Mask):
-        mask = mask.dense()
-    if mask.is_floating_point():
-        return F.linear(input, weight * mask, bias)
-    # A masked weight takes no part even when it is NaN: 0 * NaN would.
-    return F.linear(input, torch.where(mask.bool(), weight, torch.zeros((), dtype=weight.dtype)), bias)
+    return F.linear(input, masked_weight(weight, mask), bias)

@@ -9,8 +9,9 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+from .._checks import check_module, describe
 from .._sharded import whole
-from ..mask import Mask, describe
+from ..mask import Mask
 from ..nn._compact import CompactLayer
 from ..nn._masked import MaskedLayer, weight_of
 from ..nn._with_mask import LayerWithMask
@@ -116,8 +117,7 @@ def masked_weights(model: nn.Module, layers: Selection | None, dense: Selection)
         ValueError: there is none, a name that no masked layer has, one that is to stay dense and is masked, or layers
             that share a weight under different masks.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    check_module(model)
     names: dict[LayerWithMask, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, LayerWithMask):

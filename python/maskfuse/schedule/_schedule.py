@@ -13,7 +13,7 @@ from .. import _processes
 from .._processes import Group
 from .._sharded import is_sharded, local, local_part
 from ..mask import Mask
-from ..nn._compact import set_masks
+from ..nn._compact_masks import set_masks
 from ..nn._optimizer_state import Optimizers, beginning, holds
 from ._layers import MaskedWeight, Pool, Selection, masked_weights
 from .budget import BUDGETS, Budget
@@ -101,7 +101,11 @@ class Schedule(ABC):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on from where `state_dict` was taken. Masks are the model's affair, and come with its `state_dict`.
 
+        Args:
+            state_dict: what `state_dict()` gave.
+
         Raises:
+            TypeError: it has no number of steps.
             ValueError: it is another schedule's, or of other layers.
         """
         own = self.state_dict()

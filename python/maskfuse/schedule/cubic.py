@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from .._mask.patterns import largest
 from .._processes import Group
-from ..mask import largest
 from ._layers import Selection
 from ._schedule import Optimizers, Schedule, check_count
 from .budget import Budget, apportion, proportions
@@ -15,10 +15,10 @@ class CubicSchedule(Schedule):
     """Masks the smallest weights, more and more of them: fast at first, slowly at the end.
 
     After step `t` of the optimizer the density is `density + (initial_density - density) * (1 - p) ** 3`, where
-    `p = (t - begin) / (end - begin)` (Zhu & Gupta 2017, "To prune, or not to prune", equation 1). Masks change at
-    `begin` (if it is not 0), every `interval` steps from there, and at `end`, when the final density is reached
-    exactly; before and after that they stay as they are. The largest of the weights that are active stay active, ties
-    by index.
+    `p = (t - begin) / (end - begin)` (Zhu & Gupta 2017, "To prune, or not to prune: exploring the efficacy of pruning
+    for model compression", arXiv:1710.01878, equation 1). Masks change at `begin` (if it is not 0), every `interval`
+    steps from there, and at `end`, when the final density is reached exactly; before and after that they stay as they
+    are. The largest of the weights that are active stay active, ties by index.
 
     A masked weight is zero and stays masked, so layers whose masks leave less than their share keep these, and others
     get the rest. With `retain` values under the mask are kept (`set_mask(mask, retain=True)`), and come back where
@@ -35,10 +35,10 @@ class CubicSchedule(Schedule):
         initial_density: the share at `begin`, at least `density`.
         begin, end: steps of the optimizer, `0 <= begin < end`.
         interval: steps from one change to the next.
-        budget: `"uniform"`: each layer has the same density; `"erk"`: Erdős-Rényi-Kernel, small layers a higher one;
-            `"global"`: the largest weights of all layers together, whichever layers they are in, which may leave one
-            with none. The total is exactly `round(density * weights)` with each of them (largest remainder, ties by
-            index; a layer smaller than its share is full, and others get the rest).
+        budget: `"uniform"`: each layer has the same density; `"erk"`: Erdős-Rényi-Kernel (Evci et al. 2020), small
+            layers a higher one; `"global"`: the largest weights of all layers together, whichever layers they are in,
+            which may leave one with none. The total is exactly `round(density * weights)` with each of them (largest
+            remainder, ties by index; a layer smaller than its share is full, and others get the rest).
         layers: names of layers, or a function of name and layer: which ones are masked; None for all.
         dense: the same, of those that stay dense; they count in the density, unlike layers that are not selected.
         retain: keep values under the mask.
@@ -83,7 +83,11 @@ class CubicSchedule(Schedule):
             raise ValueError(f"retain must be False for compact layers, which keep no values under a mask: {compact}")
 
     def density_at(self, step: int) -> float:
-        """The density that is aimed at after `step` steps of the optimizer; before `begin` the initial one."""
+        """The density that is aimed at after `step` steps of the optimizer, 0..1; before `begin` the initial one.
+
+        Args:
+            step: steps of the optimizer.
+        """
         progress = min(max((step - self.begin) / (self.end - self.begin), 0.0), 1.0)
         return self.final_density + (self.initial_density - self.final_density) * (1 - progress) ** 3
 

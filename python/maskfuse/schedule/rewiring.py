@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,114 +12,23 @@ from torch import Tensor, nn
 from .. import _processes
 from .._processes import Group
 from .._sharded import local
-from ..mask import largest
 from ._layers import MaskedWeight, Pool, Selection
-from ._schedule import Optimizers, Schedule, check_count
-from .budget import Budget, apportion, proportions
+from ._rewiring import Annealing, Rewiring, kept_by_magnitude, kept_by_sign
+from ._schedule import Optimizers
+from .budget import Budget
 from .dense_gradient import DenseGradients
 
-Annealing = Literal["cosine", "constant"]
 
-
-class _Rewiring(Schedule):
-    """Drops some active weights every `interval` steps, and grows as many others."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: Optimizers,
-        density: float,
-        interval: int,
-        end: int,
-        drop_fraction: float,
-        annealing: Annealing,
-        budget: Budget,
-        layers: Selection | None,
-        dense: Selection,
-        generator: torch.Generator | None,
-        process_group: Group,
-    ) -> None:
-        super().__init__(model, optimizer, layers, dense, budget, interval, end, process_group)
-        check_count("end", end, 1)
-        count = self._count(self._check_density(density))
-        if not 0.0 <= drop_fraction <= 1.0:
-            raise ValueError(f"drop_fraction must be in 0..1, got {drop_fraction}")
-        if annealing not in ("cosine", "constant"):
-            raise ValueError(f"annealing must be cosine or constant, got {annealing!r}")
-        self.drop_fraction = float(drop_fraction)
-        self.annealing = annealing
-        self.generator = generator
-        limits = [sum(m.numel for m in pool.members) for pool in self._pools]
-        shares = [1] if budget == "global" else proportions([m.mask.shape for m in self._rest], budget)
-        self._counts = apportion(count, shares, limits)
-        for pool, budgeted, numel in zip(self._pools, self._counts, limits, strict=True):
-            drawn = pool.active != budgeted
-            # Masks that stay are set too: of several processes all take those of the first.
-            kept = pool.join(member.mask.dense() for member in pool.members)
-            self._set(pool, largest(self._random(numel), budgeted) if drawn else kept)
-        self._seen = self._versions()
-
-    def drop_fraction_at(self, step: int) -> float:
-        """Share of the active weights that is dropped after `step` steps of the optimizer."""
-        if self.annealing == "constant":
-            return self.drop_fraction
-        return self.drop_fraction / 2 * (1 + math.cos(math.pi * min(step / self.end, 1.0)))
-
-    def state_dict(self) -> dict[str, Any]:
-        """What it takes to go on from here, the generator's state with it."""
-        return super().state_dict() | {"generator": None if self.generator is None else self.generator.get_state()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from where `state_dict` was taken. Masks are the model's affair, and come with its `state_dict`.
-
-        Raises:
-            ValueError: it is another schedule's, of other layers, or one of the two has no generator.
-        """
-        saved = state_dict.get("generator")
-        if (saved is None) != (self.generator is None):
-            raise ValueError(
-                f"state_dict must be of a schedule with{'out' if self.generator is None else ''} a generator"
-            )
-        super().load_state_dict(state_dict)
-        if self.generator is not None and saved is not None:
-            self.generator.set_state(saved.cpu())
-
-    def _due(self, step: int) -> bool:
-        return step % self.interval == 0 and step < self.end
-
-    def _random(self, numel: int) -> Tensor:
-        device = torch.device("cpu") if self.generator is None else self.generator.device
-        return torch.rand(numel, generator=self.generator, device=device, dtype=torch.float64)
-
-    def _rewire(
-        self,
-        step: int,
-        kept: Callable[[Pool, Tensor, int], Tensor],
-        gain: Callable[[Pool, int], Tensor],
-    ) -> bool:
-        """Drops and grows. `kept` tells of a pool, its magnitudes and how many to drop which weights stay, and `gain`
-        of a pool and its size what growing each weight is worth, at least 0."""
-        masks = []
-        for pool, count in zip(self._pools, self._counts, strict=True):
-            magnitude = pool.join(member.magnitude() for member in pool.members)
-            active = int((magnitude >= 0).sum())
-            # Of a mask that was set by hand since, as many go as there are too many.
-            drop = max(round(self.drop_fraction_at(step) * active), active - count)
-            stays = kept(pool, magnitude, drop)
-            room = torch.where(stays, -1.0, gain(pool, stays.numel()).to(stays.device))
-            masks.append(stays | largest(room, count - int(stays.sum())))
-        return self._set_all(masks)
-
-
-class SET(_Rewiring):
+class SET(Rewiring):
     """Sparse evolutionary training: the weights closest to zero are dropped, and as many grow at random.
 
     Masks are drawn at random in the constructor, unless the layers have as many active weights as the budget says
     already, as a loaded model has: then they keep their masks. Every `interval` steps before `end` the share
     `drop_fraction` of the active weights is dropped, the smallest positive and the largest negative ones, as many of
     each as their shares are (Mocanu et al. 2018, "Scalable training of artificial neural networks with adaptive sparse
-    connectivity"); zeros count as positive. As many weights are drawn from all that are masked then, the dropped ones
-    among them; one that is drawn again stays as it was. So the number of active weights never changes.
+    connectivity inspired by network science", arXiv:1707.04780); zeros count as positive. As many weights are drawn
+    from all that are masked then, the dropped ones among them; one that is drawn again stays as it was. So the number
+    of active weights never changes.
 
     Dropped weights are set to zero, retained values under a mask too when it changes. Grown ones begin at zero, where
     the paper's begin at random. The optimizer's state of both is put back to that of a new weight, which is zero for
@@ -136,11 +44,11 @@ class SET(_Rewiring):
         interval: steps from one change to the next.
         drop_fraction: share of the active weights, 0..1.
         annealing: `"constant"`, or `"cosine"`: the share falls to 0 at `end`.
-        budget: `"uniform"`: each layer has the same density; `"erk"`: Erdős-Rényi-Kernel, small layers a higher one;
-            `"global"`: weights are drawn, dropped and grown among those of all layers, whose densities change; one may
-            be left with none, and few layers come back from that. The total is exactly `round(density * weights)`
-            with each of them (largest remainder, ties by index; a layer smaller than its share is full, and others get
-            the rest).
+        budget: `"uniform"`: each layer has the same density; `"erk"`: Erdős-Rényi-Kernel (Evci et al. 2020), small
+            layers a higher one; `"global"`: weights are drawn, dropped and grown among those of all layers, whose
+            densities change; one may be left with none, and few layers come back from that. The total is exactly
+            `round(density * weights)` with each of them (largest remainder, ties by index; a layer smaller than its
+            share is full, and others get the rest).
         layers: names of layers, or a function of name and layer: which ones are masked; None for all.
         dense: the same, of those that stay dense; they count in the density, unlike layers that are not selected.
         generator: what is drawn from; None for torch's own, which a resumed training has to restore itself.
@@ -169,34 +77,22 @@ class SET(_Rewiring):
         generator: torch.Generator | None = None,
         process_group: Group = None,
     ) -> None:
-        super().__init__(
-            model,
-            optimizer,
-            density,
-            interval,
-            end,
-            drop_fraction,
-            annealing,
-            budget,
-            layers,
-            dense,
-            generator,
-            process_group,
-        )
+        about = interval, end, drop_fraction, annealing, budget, layers, dense, generator, process_group
+        super().__init__(model, optimizer, density, *about)
 
     def _update(self, step: int) -> bool:
-        return self._due(step) and self._rewire(step, _kept_by_sign, lambda pool, numel: self._random(numel))
+        return self._due(step) and self._rewire(step, kept_by_sign, lambda pool, numel: self._random(numel))
 
 
-class RigL(_Rewiring):
+class RigL(Rewiring):
     """The smallest weights are dropped, and those grow whose gradient is the largest.
 
     Masks are drawn at random in the constructor, unless the layers have as many active weights as the budget says
     already, as a loaded model has: then they keep their masks. Every `interval` steps before `end` the share
     `drop_fraction / 2 * (1 + cos(pi * step / end))` of the active weights is dropped, the smallest ones, and of all
     that are masked then as many grow, those with the largest gradients; ties by index (Evci et al. 2020, "Rigging the
-    Lottery: Making All Tickets Winners", algorithm 1). A dropped weight that is chosen again stays as it was. So the
-    number of active weights never changes.
+    Lottery: Making All Tickets Winners", arXiv:1911.11134, algorithm 1). A dropped weight that is chosen again stays as
+    it was. So the number of active weights never changes.
 
     Masked layers give masked weights a gradient of zero, so the steps that change masks need another one. Run the
     model in `with rigl.dense_gradient():`, which records it then and does nothing otherwise::
@@ -224,11 +120,11 @@ class RigL(_Rewiring):
         interval: steps from one change to the next.
         drop_fraction: share of the active weights at the beginning, 0..1.
         annealing: `"cosine"`, or `"constant"`: the share stays `drop_fraction`.
-        budget: `"uniform"`: each layer has the same density; `"erk"`: Erdős-Rényi-Kernel, small layers a higher one;
-            `"global"`: weights are drawn, dropped and grown among those of all layers, whose densities change; one may
-            be left with none, and few layers come back from that. The total is exactly `round(density * weights)`
-            with each of them (largest remainder, ties by index; a layer smaller than its share is full, and others get
-            the rest).
+        budget: `"uniform"`: each layer has the same density; `"erk"`: Erdős-Rényi-Kernel (Evci et al. 2020), small
+            layers a higher one; `"global"`: weights are drawn, dropped and grown among those of all layers, whose
+            densities change; one may be left with none, and few layers come back from that. The total is exactly
+            `round(density * weights)` with each of them (largest remainder, ties by index; a layer smaller than its
+            share is full, and others get the rest).
         layers: names of layers, or a function of name and layer: which ones are masked; None for all.
         dense: the same, of those that stay dense; they count in the density, unlike layers that are not selected.
         generator: what the first masks are drawn from; None for torch's own.
@@ -257,20 +153,8 @@ class RigL(_Rewiring):
         generator: torch.Generator | None = None,
         process_group: Group = None,
     ) -> None:
-        super().__init__(
-            model,
-            optimizer,
-            density,
-            interval,
-            end,
-            drop_fraction,
-            annealing,
-            budget,
-            layers,
-            dense,
-            generator,
-            process_group,
-        )
+        about = interval, end, drop_fraction, annealing, budget, layers, dense, generator, process_group
+        super().__init__(model, optimizer, density, *about)
         self._waiting = False  # a change waits for a gradient that is finite
         self._recorded: DenseGradients | None = None
 
@@ -314,7 +198,11 @@ class RigL(_Rewiring):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on from where `state_dict` was taken. Masks are the model's affair, and come with its `state_dict`.
 
+        Args:
+            state_dict: what `state_dict()` gave.
+
         Raises:
+            TypeError: it has no number of steps.
             ValueError: it is another schedule's, of other layers, or one of the two has no generator.
         """
         super().load_state_dict(state_dict)
@@ -337,7 +225,7 @@ class RigL(_Rewiring):
         def gain(pool: Pool, numel: int) -> Tensor:
             return pool.join(gradients[member.name].abs() for member in pool.members)
 
-        return self._rewire(step, _kept_by_magnitude, gain)
+        return self._rewire(step, kept_by_magnitude, gain)
 
     def _dense_gradient_of(self, one: MaskedWeight) -> Tensor:
         sums = {} if self._recorded is None else self._recorded.sums
@@ -356,17 +244,3 @@ class RigL(_Rewiring):
         if _processes.count(self.process_group) > 1:
             for gradient in gradients.values():
                 torch.distributed.all_reduce(gradient, group=self.process_group)
-
-
-def _kept_by_magnitude(pool: Pool, magnitude: Tensor, drop: int) -> Tensor:
-    return largest(magnitude, int((magnitude >= 0).sum()) - drop)
-
-
-def _kept_by_sign(pool: Pool, magnitude: Tensor, drop: int) -> Tensor:
-    negative = pool.join(member.in_full() < 0 for member in pool.members)
-    sides = [(magnitude >= 0) & ~negative, (magnitude >= 0) & negative]
-    numbers = [int(side.sum()) for side in sides]
-    kept = torch.zeros_like(negative)
-    for side, number, dropped in zip(sides, numbers, apportion(drop, numbers, numbers), strict=True):
-        kept |= largest(torch.where(side, magnitude, -1.0), number - dropped)
-    return kept

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..ops.mask import words
-from ._conv2d import Geometry, Under, check_images, outer_product, product
+from ._conv2d import Under, outer_product, product
+from ._geometry import Geometry, check_images
 from ._launch import op
 from ._operands import check_floating, check_shape
 from .kernels.product import LIST_BLOCK, LIST_GROUP

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..ops.masked_conv2d import output_size
-from ._conv2d import Geometry, Under, check_images, outer_product, product
+from ._conv2d import Under, outer_product, product
+from ._geometry import Geometry, check_images
 from ._launch import op, plain_op
 from ._operands import check_bits, check_floating, check_shape
 from ._plan import Plan, conv2d_plan

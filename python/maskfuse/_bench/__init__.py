@@ -1,0 +1,1 @@
+"""`python -m maskfuse bench`: this machine's own figures, from what is installed with the package."""
