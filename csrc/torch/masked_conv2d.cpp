@@ -28,7 +28,7 @@ void run(const char* op, const MaskedConv& g, const ConvSchedule& s) {
   Buffer& buffer = s.shared_bytes > kKeptBytes ? once : thread_shared();
   void* const shared = s.shared_bytes > 0 ? buffer.get(s.shared_bytes) : nullptr;
   prepare(g, s, shared);
-  const int phases = std::min((int)s.phase_count, kMostPhases);
+  const int phases = s.phase_count < kMostPhases ? (int)s.phase_count : kMostPhases;
   int64_t tasks[kMostPhases] = {};
   for (int phase = 0; phase < phases; ++phase) tasks[phase] = s.phases[phase].grid.tasks();
   run_phases(tasks, phases, s.scratch_bytes,
