@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 import maskfuse
-from figures import table
+from records import table
 from sphinx.util.docutils import SphinxDirective
 
 
