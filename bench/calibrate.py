@@ -13,7 +13,7 @@ from typing import Any
 import numpy
 import timing  # first: it pins the threads before torch starts them
 import torch
-from maskfuse import Mask
+from maskfuse import Mask, build_info
 from scipy.optimize import nnls
 
 OPS = torch.ops.maskfuse
@@ -132,7 +132,7 @@ def library_costs(budget: float) -> dict[str, float]:
 def main() -> None:
     parser = timing.arguments(__doc__)
     parser.add_argument("--op", choices=FAMILIES, default="masked_linear", help="whose planner (masked_linear)")
-    parser.add_argument("--level", help="instruction set (the best one)")
+    parser.add_argument("--level", choices=build_info()["cpu_levels"], help="instruction set (the best one)")
     parser.set_defaults(budget=0.02)
     options = timing.parsed(parser)
     if options.level:

@@ -7,7 +7,7 @@ import typing
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE / "_ext"), str(HERE.parent / "python")]
+sys.path[:0] = [str(HERE / "_ext"), str(HERE.parent / "python"), str(HERE.parent / "bench")]
 
 import maskfuse  # noqa: E402
 

@@ -19,7 +19,15 @@ TESTS = Path(__file__).resolve().parent
 
 
 def main(arguments: list[str]) -> int:
-    end = time.monotonic() + 60 * float(os.environ.get("MASKFUSE_FUZZ_MINUTES", "10"))
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return 0
+    asked = os.environ.get("MASKFUSE_FUZZ_MINUTES", "10")
+    try:
+        end = time.monotonic() + 60 * float(asked)
+    except ValueError:
+        print(f"MASKFUSE_FUZZ_MINUTES must be a number, got {asked!r}", file=sys.stderr)
+        return 2
     files = sorted(str(p) for pattern in ("test_properties_*.py", "test_fuzzed_*.py") for p in TESTS.glob(pattern))
     rounds = 0
     while rounds == 0 or time.monotonic() < end:

@@ -66,7 +66,8 @@ def test_help_and_version(run):
     for command in COMMANDS:
         status, out, _ = run(command, "--help")
         assert status == 0 and "--json" in out, command
-    assert run("--version") == (0, f"maskfuse {maskfuse.build_info()['version']}\n", "")
+    assert maskfuse.__version__ == maskfuse.build_info()["version"]
+    assert run("--version") == (0, f"maskfuse {maskfuse.__version__}\n", "")
 
 
 def test_info(run):

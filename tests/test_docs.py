@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 import io
 import os
+import re
 import subprocess
 import sys
 import zlib
@@ -16,6 +17,7 @@ import docs_pages
 import maskfuse
 import pytest
 import torch
+from docstrings import RETURNED
 
 HAS_SPHINX = all(importlib.util.find_spec(name) for name in ("sphinx", "myst_parser", "furo"))
 MODULES = [maskfuse, *filter(inspect.ismodule, (getattr(maskfuse, name) for name in maskfuse.__all__))]
@@ -82,3 +84,14 @@ def test_every_public_name_is_in_the_reference(site, module):
     known = {line.split()[0] for line in inventory.splitlines() if line.split()[1].startswith("py:")}
     missing = [name for name in module.__all__ if f"{module.__name__}.{name}" not in known]
     assert not missing, f"docs/api/ has no entry of {missing} in {module.__name__}"
+
+
+@pytest.mark.slow
+def test_entries_say_what_there_is(site):
+    """Fields of what functions return; a layer is a module; defaults as one writes them."""
+    inventory = zlib.decompress((site / "objects.inv").read_bytes().split(b"\n", 4)[4]).decode()
+    missing = [record.__name__ for record in RETURNED if f".{record.__name__} py:class" not in inventory]
+    assert not missing
+    text = {path.stem: re.sub(r"<[^>]*>", "", path.read_text()) for path in (site / "api").glob("*.html")}
+    assert "Bases: object" not in text["nn"] and text["nn"].count("Bases: Module") >= 4
+    assert "types: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv2d)" in text["maskfuse"]

@@ -5,7 +5,9 @@ A cell like "2.9 to 5.0" is the smallest and the largest ratio over all shapes m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+
+from records import table
 
 Rows = list[dict]
 Table = Callable[[dict], list[str]]
@@ -19,12 +21,6 @@ def of(file: str) -> Callable[[Table], Table]:
         return table
 
     return named
-
-
-def table(head: list[str], rows: Iterable[list[str]]) -> list[str]:
-    """Lines of a Markdown table."""
-    rule = ["---"] * len(head)
-    return ["| " + " | ".join(row) + " |" for row in (head, rule, *rows)]
 
 
 def spread(rows: Rows, key: str = "vs dense") -> str:

@@ -7,26 +7,20 @@ the machine and the date, from the file too.
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import figures
+from records import RESULTS, command_of, conditions, date_of, machine_of, on_gpu
 from sphinx.util.docutils import SphinxDirective
-
-RESULTS = Path(__file__).resolve().parents[2] / "bench/results"
 
 
 def source(result: dict) -> str:
     """Where figures come from, as a line of Markdown."""
-    command = result["command"].split(" --commit")[0]
-    if "device" in result:
-        machine = f"{result['device']['name']}, torch {result['versions']['torch']}, {result['date']}"
+    if on_gpu(result):
+        machine = f"{machine_of(result)}, torch {result['versions']['torch']}"
     else:
         info = result["machine"]
-        machine = (
-            f"{info['processor']} ({info['processors']} virtual processors, {info['threads']} threads, "
-            f"{info['cpu_level']}), torch {info['torch']}, {info['date']}"
-        )
-    return f"*`{command}`: {machine}.*"
+        machine = f"{info['processor']} ({info['processors']} virtual processors), {conditions(result)}"
+    return f"*`{command_of(result)}`, {date_of(result)}: {machine}.*"
 
 
 class Measured(SphinxDirective):

@@ -2,6 +2,7 @@
 
 from . import distributed, functional, nn, optim, reference, schedule
 from ._report.model import report
+from ._self_test.record import version as _version
 from ._self_test.run import self_test
 from .backends import use_backend
 from .checkpoint import dense_state_dict, load_compressed, save_compressed
@@ -22,6 +23,8 @@ from .mask import Mask
 from .optim.protect import is_protected, protect
 from .packing import pack, unpack
 from .syncing import sync_masks
+
+__version__ = _version()
 
 __all__ = [
     "Mask",
