@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 import torch
 from maskfuse import Mask, masked_linear
+from maskfuse._mask import plans
 from maskfuse.nn import CompactLinear, MaskedConv2d, MaskedLinear
 
 THREADS, ROUNDS = 8, 6
@@ -59,6 +61,21 @@ def test_the_first_plan_in_a_race():
         assert set(structures) == {(alone.structure, alone.active, hash(alone))}
         step(alone, [], [], want := [])
         assert all(torch.equal(a, b) for result in results for a, b in zip(result, want[0], strict=True))
+
+
+def test_a_plan_is_made_once(monkeypatch):
+    """Also where making it takes so long that all threads ask for it meanwhile."""
+    make, made = plans.make_plan, []
+
+    def slowly(mask):
+        time.sleep(0.05)
+        made.append(make(mask))
+        return made[-1]
+
+    monkeypatch.setattr(plans, "make_plan", slowly)
+    mask, found = drawn(), []
+    in_threads(lambda: found.append(mask.plan))
+    assert len(made) == 1 and len(found) == THREADS and all(plan is made[0] for plan in found)
 
 
 LAYERS = {
