@@ -208,6 +208,17 @@ class Trap:
         return os.mkdir, (str(self.path),)
 
 
+def test_an_interrupted_command(run, monkeypatch, tmp_path):
+    """One line, the status that shells give, and no empty file."""
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("maskfuse._bench.run.measure", interrupted)
+    assert run("bench", "--output", tmp_path / "figures.json") == (130, "", "maskfuse bench: interrupted\n")
+    assert not list(tmp_path.iterdir())
+
+
 def test_misuse_of_report(run, tmp_path):
     trapped = tmp_path / "trapped"
     for name, content in {

@@ -45,6 +45,7 @@ def test_hooks_need_no_network_and_their_tools_are_here():
     [
         (b"a\nb\n", None),
         (b"", None),
+        (b"  a\n", None),
         (b"\0 \n ", None),  # no text
         (b"a \nb\n", "text:1: space"),
         (b"a\n\tb\t\n", "text:2: space"),

@@ -53,6 +53,9 @@ def test_set_mask_writes_zero_under_the_mask(mask):
     assert torch.equal(layer.weight[mask.dense()], before[mask.dense()])
     layer.reset_parameters()
     assert not under(layer).any() and layer.weight.any()
+    layer.set_mask(mask, retain=True)
+    layer.reset_parameters()
+    assert under(layer).any()  # new values, kept as the old ones were
 
 
 def test_retain_keeps_values_that_contribute_nothing(mask):

@@ -134,7 +134,7 @@ class MaskedLayer(PackedLayer):
         _unmet.add(self, _weight_and_mask)
 
     def reset_parameters(self) -> None:
-        """Draws weight and bias as the plain layer does; under the mask the weight is zero again."""
+        """Draws weight and bias as the plain layer does; the weight is zero again under a mask that retains nothing."""
         super().reset_parameters()  # type: ignore[misc]
         if hasattr(self, "_mask"):  # not yet set while the plain layer's constructor runs
             self.unpack()
