@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from math import atan2, degrees
 
 INK, ACTIVE, OTHER = "currentColor", "#3584d6", "#d98c2b"
 CELL = 16
@@ -41,7 +42,9 @@ class Picture:
     def arrow(self, x0: float, y0: float, x1: float, y1: float) -> None:
         """A line with a head at its end."""
         self.parts.append(
-            f'<line x1="{x0}" y1="{y0}" x2="{x1}" y2="{y1}" stroke="{INK}" stroke-width="1.3" marker-end="url(#head)"/>'
+            f'<line x1="{x0}" y1="{y0}" x2="{x1}" y2="{y1}" stroke="{INK}" stroke-width="1.3"/>'
+            f'<path d="M-9 -4.5 L0 0 L-9 4.5 z" fill="{INK}" '
+            f'transform="translate({x1} {y1}) rotate({degrees(atan2(y1 - y0, x1 - x0)):.1f})"/>'
         )
 
     def frame(self, x: float, y: float, w: float, h: float, colour: str = INK) -> None:
@@ -52,11 +55,7 @@ class Picture:
 
     def svg(self, title: str) -> str:
         """The whole picture; the title is what a screen reader says."""
-        head = (
-            '<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" '
-            f'orient="auto"><path d="M0 0 L8 4 L0 8 z" fill="{INK}"/></marker></defs>'
-        )
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width} {self.height}" width="{self.width}" '
-            f'role="img" aria-label="{escape(title)}"><title>{escape(title)}</title>{head}{"".join(self.parts)}</svg>'
+            f'role="img" aria-label="{escape(title)}"><title>{escape(title)}</title>{"".join(self.parts)}</svg>'
         )
