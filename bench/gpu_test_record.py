@@ -1,7 +1,8 @@
 """A pytest plugin: one JSON line for each test, written as it ends, so that a crash loses one test and no more.
 
-Tests that are on record are not run again. Where an error has made the device unusable the session stops; the caller
-starts another for the rest. The file is named by GPU_TEST_RECORD.
+Tests that were on record when the session began are not run again: not those that have come since, for a process that
+takes the place of a crashed one must find the tests that the others have. Where an error has made the device unusable the
+session stops; the caller starts another for the rest. GPU_TEST_RECORD names the file, GPU_TEST_DONE the older record.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 RECORD = Path(os.environ["GPU_TEST_RECORD"])
+DONE = Path(os.environ["GPU_TEST_DONE"])
 
 
 def _note(**line: object) -> None:
@@ -22,7 +24,7 @@ def _note(**line: object) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    done = {json.loads(line)["test"] for line in RECORD.read_text().splitlines()} if RECORD.exists() else set()
+    done = {json.loads(line)["test"] for line in DONE.read_text().splitlines()}
     config.hook.pytest_deselected(items=[item for item in items if item.nodeid in done])
     items[:] = [item for item in items if item.nodeid not in done]
 

@@ -29,12 +29,14 @@ def tests(place: Place, folder: Path, seconds: float, marked: str = "cuda", work
     plugin = place.folder / "plugin"
     plugin.mkdir()
     shutil.copy(BENCH / "gpu_test_record.py", plugin)
-    env = {**place.finding(plugin), "GPU_TEST_RECORD": str(record)}
+    done = place.folder / "tests_before.jsonl"
+    env = {**place.finding(plugin), "GPU_TEST_RECORD": str(record), "GPU_TEST_DONE": str(done)}
     command = [sys.executable, "-m", "pytest", "-m", marked, "-p", "gpu_test_record", "-p", "no:cacheprovider"]
     command += ["--tb=short", "--continue-on-collection-errors", *_in_parallel(place, workers), "tests"]
     sessions, why = 0, ""
     while sessions < 20:
         sessions += 1
+        done.write_text(record.read_text() if record.exists() else "")
         before = record.stat().st_size if record.exists() else 0
         ended = _session(Child(command, place.log("tests"), env, copy), record, deadline)
         after = record.stat().st_size if record.exists() else 0
