@@ -1,8 +1,9 @@
 """A pytest plugin: one JSON line for each test, written as it ends, so that a crash loses one test and no more.
 
 Tests that were on record when the session began are not run again: not those that have come since, for a process that
-takes the place of a crashed one must find the tests that the others have. Where an error has made the device unusable the
-session stops; the caller starts another for the rest. GPU_TEST_RECORD names the file, GPU_TEST_DONE the older record.
+takes the place of a crashed one must find the tests that the others have. Where an error has made the device unusable
+the session stops; the caller starts another for the rest. GPU_TEST_RECORD names the file, GPU_TEST_DONE the older
+record.
 """
 
 from __future__ import annotations
