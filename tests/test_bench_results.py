@@ -9,23 +9,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from bench_modules import BENCH, imported
 
 pytest.importorskip("matplotlib")
 ROOT = Path(__file__).resolve().parent.parent
-BENCH = ROOT / "bench"
 pytestmark = pytest.mark.skipif(not BENCH.exists(), reason="needs the repository around it")
 
 
 @pytest.fixture
 def readme(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCH))
-    before = set(sys.modules)
-    import readme
-
-    yield readme
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(BENCH)):
-            del sys.modules[name]
+    yield from imported(monkeypatch, "readme")
 
 
 def check(*arguments):

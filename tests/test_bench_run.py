@@ -8,24 +8,17 @@ import sys
 from pathlib import Path
 
 import pytest
+from bench_modules import BENCH, imported
 
 for package in ("matplotlib", "rich"):
     pytest.importorskip(package)
 ROOT = Path(__file__).resolve().parent.parent
-BENCH = ROOT / "bench"
 pytestmark = pytest.mark.skipif(not BENCH.exists(), reason="needs the repository around it")
 
 
 @pytest.fixture
 def run(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCH))
-    before = set(sys.modules)
-    import run
-
-    yield run
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(BENCH)):
-            del sys.modules[name]
+    yield from imported(monkeypatch, "run")
 
 
 def benchmark(run, name, script="memory.py", reason=""):
