@@ -1,5 +1,5 @@
-// Rows of single elements, the channels of a pixel, copied four rows at a time because that reads each index once for
-// four elements. Included by channel_gather.cpp only.
+// Rows of single elements, the channels of a pixel: by steps of vectors where the list rises, else four rows at a time
+// because that reads each index once for four elements. Included by channel_gather.cpp only.
 #pragma once
 
 #include <algorithm>
@@ -8,6 +8,7 @@
 #include <new>
 
 #include "channel_gather_pieces.h"
+#include "channel_gather_steps.h"
 
 namespace maskfuse {
 namespace {
@@ -35,8 +36,9 @@ class Rows {
     if (row_list != list) {
       flush();
       list = row_list;
-      known = false;
+      known = false, step_count = 0;
     }
+    if (step_count > 0) return by_steps(to, from);
     tos[pending] = to, froms[pending] = from;
     if (++pending == kTogether) {
       copy_together();
@@ -50,6 +52,15 @@ class Rows {
   void flush() {
     for (int r = 0; r < pending; ++r) one(tos[r], froms[r]);
     pending = 0;
+  }
+
+  void by_steps(char* to, const char* from) {
+    (gaps ? vectors.spread : vectors.compress)(to, from, steps.get(), step_count);
+    zero_rest(to);
+  }
+
+  void zero_rest(char* to) {
+    if (used < c.channels) std::memset(to + used * sizeof(T), 0, (size_t)(c.channels - used) * sizeof(T));
   }
 
   void one(char* to, const char* from) {
@@ -70,6 +81,7 @@ class Rows {
       gaps = gaps || list[i] < 0;
     }
     run = run && !gaps && c.from_channel == (int64_t)sizeof(T);
+    if (!run && make_steps()) return;
     if (!gaps) return;
     // A zero is one more element behind the row, which is copied beside its neighbours for that.
     if (!staged) staged.reset(new (std::nothrow) char[(size_t)(kTogether * (c.from_channels + 1)) * sizeof(T)]);
@@ -78,8 +90,24 @@ class Rows {
     for (int64_t i = 0; i < used; ++i) slots[i] = list[i] < 0 ? (int32_t)c.from_channels : list[i];
   }
 
+  // Whether the list is one of steps, of two elements or more each: below that they gain nothing.
+  bool make_steps() {
+    vectors = channel_steps(sizeof(T));
+    if (vectors.width == 0 || c.from_channel != (int64_t)sizeof(T)) return false;
+    const int64_t most = std::max(c.channels, c.from_channels) / vectors.width + 1;
+    if (!steps) steps.reset(new (std::nothrow) ChannelStep[(size_t)most]);
+    if (!steps) return false;
+    step_count = (gaps ? spreading_steps : compressing_steps)(list, used, c.channels, vectors.width, steps.get());
+    if (step_count * 2 > used) step_count = 0;
+    return step_count > 0;
+  }
+
   void copy_together() {
     if (!known) look();
+    if (step_count > 0) {
+      for (int r = 0; r < kTogether; ++r) by_steps(tos[r], froms[r]);
+      return;
+    }
     if (gaps && (!staged || !slots)) {  // no memory
       pending = kTogether;
       return flush();
@@ -96,9 +124,7 @@ class Rows {
     } else {
       pick(froms, list, c.from_channel);
     }
-    if (used < c.channels)
-      for (int r = 0; r < kTogether; ++r)
-        std::memset(tos[r] + used * sizeof(T), 0, (size_t)(c.channels - used) * sizeof(T));
+    for (int r = 0; r < kTogether; ++r) zero_rest(tos[r]);
   }
 
   // `stride` is a parameter so that the usual one is a constant.
@@ -135,6 +161,9 @@ class Rows {
   int pending = 0;
   bool known = false, run = false, gaps = false;
   int64_t used = 0;
+  ChannelSteps vectors{};
+  int64_t step_count = 0;
+  std::unique_ptr<ChannelStep[]> steps;
   std::unique_ptr<char[]> staged;
   std::unique_ptr<int32_t[]> slots;
 };

@@ -23,7 +23,14 @@ bool invert_indices(const int32_t* index, int64_t count, int64_t size, int32_t* 
 
 void invert_mask(const uint8_t* mask, int64_t channels, int64_t most, int32_t* to) {
   int32_t count = 0;
-  for (int64_t c = 0; c < channels; ++c) to[c] = mask[c] && count < most ? count++ : kNoChannel;
+  // Without a branch on the mask, as in active_channels: 0 - 1 has all bits, and is kNoChannel.
+  int64_t c = 0;
+  for (; c < channels && count < most; ++c) {
+    const int32_t active = mask[c] != 0;
+    to[c] = count | (active - 1);
+    count += active;
+  }
+  std::fill(to + c, to + channels, kNoChannel);
 }
 
 namespace {

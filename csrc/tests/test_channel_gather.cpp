@@ -8,13 +8,14 @@
 #include "channel_scatter.h"
 #include "half.h"
 #include "harness.h"
+#include "isa.h"
 
 using namespace maskfuse;
 using namespace maskfuse::test;
 
 namespace {
 
-enum class Lists { none, some, most, run };
+enum class Lists { none, some, most, run, rising, inverse };
 
 struct Problem {
   ChannelCopy copy{};
@@ -22,9 +23,19 @@ struct Problem {
   std::vector<int32_t> samples, lists;
 };
 
-// Entries: channels in any order, kNoChannel between them, at the end, or not at all.
+// Entries: channels in any order, kNoChannel between them, at the end, or not at all; or rising, as of a mask, and
+// rising by one with kNoChannel between, as of a mask's inverse.
 std::vector<int32_t> random_list(int64_t channels, int64_t count, Lists kind) {
   std::vector<int32_t> list(count);
+  if (kind == Lists::rising || kind == Lists::inverse) {
+    const bool rising = kind == Lists::rising;
+    const int64_t from = rising ? channels : count, most = rising ? count : channels;
+    std::vector<uint8_t> mask(from);
+    const int64_t one_of = random_int(1, 5);
+    for (auto& byte : mask) byte = random_int(0, 5) < one_of;
+    (rising ? active_channels : invert_mask)(mask.data(), from, most, list.data());
+    return list;
+  }
   const int64_t first = count <= channels ? random_int(0, channels - count) : 0;
   for (int64_t i = 0; i < count; ++i) {
     list[i] = (int32_t)random_int(0, channels - 1);
@@ -38,8 +49,8 @@ std::vector<int32_t> random_list(int64_t channels, int64_t count, Lists kind) {
 Problem random_problem(int64_t element, bool channels_last) {
   Problem p;
   ChannelCopy& c = p.copy;
-  const int64_t in_samples = random_int(1, 4), in_channels = random_int(1, 40);
-  c.samples = random_int(1, 5), c.channels = random_int(1, 40), c.pixels = random_int(1, 70);
+  const int64_t in_samples = random_int(1, 4), in_channels = random_int(1, 90);
+  c.samples = random_int(1, 5), c.channels = random_int(1, 90), c.pixels = random_int(1, 70);
   if (random_int(0, 3) == 0) c.pixels = random_int(1, 4);
   c.element = element, c.channels_last = channels_last, c.from_channels = in_channels;
   // Gaps between what is copied: every `step`th channel of a larger input.
@@ -56,7 +67,7 @@ Problem random_problem(int64_t element, bool channels_last) {
   const bool shared = random_int(0, 1);
   c.rows = shared ? 0 : c.channels;
   for (int64_t row = 0; row < (shared ? 1 : std::max(in_samples, c.samples)); ++row)
-    for (int32_t entry : random_list(in_channels, c.channels, (Lists)random_int(0, 3))) p.lists.push_back(entry);
+    for (int32_t entry : random_list(in_channels, c.channels, (Lists)random_int(0, 5))) p.lists.push_back(entry);
   if (random_int(0, 1) && c.samples <= in_samples) p.samples.clear();
   c.from = p.from.data(), c.to = p.to.data(), c.channel = p.lists.data();
   c.sample = p.samples.empty() ? nullptr : p.samples.data();
@@ -209,7 +220,11 @@ void halves() {
 }  // namespace
 
 int main() {
-  copies();
+  for (Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512}) {
+    if (!isa_available(isa)) continue;
+    isa_set(isa_name(isa));
+    copies();
+  }
   threads();
   indices();
   masks();
