@@ -115,7 +115,9 @@ class PackedMask:
     @property
     def known_channels(self) -> bool:
         """Whether the plan was asked for, for which the bits were looked at, and the structure is `channels`."""
-        return bool(self._plan) and self._facts is not None and _KINDS[self._facts[0]] == "channels"
+        # Compiled code of torch 2.11 takes no list for a truth value.
+        planned = self._plan is not None and len(self._plan) > 0
+        return planned and self._facts is not None and _KINDS[self._facts[0]] == "channels"
 
     @property
     def block(self) -> tuple[int, int] | None:

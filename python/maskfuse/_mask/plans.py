@@ -121,4 +121,4 @@ def _worth_listing(lists: Tensor) -> bool:
 
 def has_lists(plan: list[Tensor], direction: str) -> bool:
     """Whether a pass is given a list of the blocks that it visits, by a plan of kernels on a GPU."""
-    return bool(plan) and plan[1 if direction == "input_grad" else 0].shape[0] > 0
+    return len(plan) > 0 and plan[1 if direction == "input_grad" else 0].shape[0] > 0

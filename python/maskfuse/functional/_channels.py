@@ -50,7 +50,7 @@ def positions(selector: slice | range, size: int, name: str) -> range:
     if selector.step is not None and selector.step <= 0:
         raise ValueError(f"{name} must have a positive step, got {selector}; an index tensor takes any order")
     if isinstance(selector, slice):
-        entries = range(*selector.indices(size))
+        entries = range(size)[selector]
         return entries if len(entries) > 0 else range(0)
     if len(selector) == 0:
         return range(0)

@@ -12,7 +12,7 @@ from .._checks import describe
 from .._sharded import whole
 from ..functional.active_weights import collect_active, expand_active
 from ..mask import Mask
-from ._compact_masks import moved_frozen, set_masks, spread_frozen
+from ._compact_masks import moved_frozen, set_masks, show_size, spread_frozen
 from ._masked import MaskedLayer, copied
 from ._optimizer_state import Optimizers, replace
 from ._packed import PackedLayer
@@ -211,6 +211,7 @@ class CompactLayer(PackedLayer):
             frozen = moved_frozen(self.values, self._mask, mask)
             if self.values.shape[0] != mask.active:
                 replace(self.values, self.values.new_zeros(mask.active).detach())
+                show_size(self)
             if frozen is not None:
                 freeze(self.values, frozen)
             self._mask = self._placed(mask)

@@ -52,6 +52,12 @@ def set_masks(layers: Sequence[CompactLayer], mask: Mask | Tensor, optimizer: Op
     for layer in layers:
         layer.unpack()
         layer._mask = new
+        show_size(layer)
+
+
+def show_size(layer: CompactLayer) -> None:
+    """Has compiled code look at the values' size again: torch 2.11 does so where the dict that has them is another."""
+    layer._parameters = dict(layer._parameters)
 
 
 def spread_frozen(frozen: Mask, mask: Mask) -> Tensor:

@@ -210,7 +210,8 @@ class Bypass(Skipping):
             return Through.apply(value, run, skip, soft)
 
         def learn(run: Tensor, skip: Tensor | None, index: Tensor) -> Tensor:
-            return Through.apply(run, run, skip, soft.index_select(0, index))
+            # Compiled code of torch 2.11 drops the gradient of a tensor that a Function is given twice.
+            return Through.apply(run.view_as(run), run, skip, soft.index_select(0, index))
 
         return self._select(input, active, learn)
 
