@@ -21,7 +21,6 @@ import json
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -38,8 +37,8 @@ import gpu_tests
 from gpu_benchmarks import Benchmarks, Limits
 from gpu_phases import ROOT, Place
 from gpu_rows import Row, all_rows
+from records import RESULTS, commit_of
 
-RESULTS = ROOT / "bench/results"
 # Shares of the whole time that a step may take; rows have what the others leave.
 INSTALL, FACTS, SELF_TEST, TESTS, COMPILED = 0.10, 0.12, 0.08, 0.55, 0.20
 WRITING = 5  # seconds kept for the end
@@ -59,7 +58,7 @@ class Run:
         self.record: dict[str, Any] = {
             "command": " ".join(["python", "bench/gpu.py", *map(place.plain, sys.argv[1:])]),
             "date": datetime.date.today().isoformat(),
-            "commit": options.commit or _commit(),
+            "commit": options.commit or commit_of(),
             "dry_run": dry,
             "whole": not _partial(options),
             "device": {},
@@ -208,15 +207,6 @@ class Run:
         print(gpu_report.summary(self.record))
         print(f"{self.record['seconds']['all']:.0f} s; written to {self.place.plain(str(self.output()))}")
         return 1 if self.record["problems"] else 0
-
-
-def _commit() -> str:
-    git = shutil.which("git")
-    if git is None:
-        return ""
-    return subprocess.run(
-        [git, "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
 
 
 def _partial(options: argparse.Namespace) -> bool:

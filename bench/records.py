@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 import textwrap
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench/results"
+WRITTEN = ("bench/results", "bench/RESULTS.md", "README.md")  # by `make bench`, between one benchmark and the next
+
+
+def commit_of(root: Path = ROOT) -> str:
+    """The commit that is measured, "-dirty" where more than results differs from it; empty without a repository."""
+    git = shutil.which("git")
+    if git is None:
+        return ""
+    head, changes = (
+        subprocess.run([git, *arguments], cwd=root, capture_output=True, text=True).stdout.strip()
+        for arguments in (
+            ("rev-parse", "--short", "HEAD"),
+            ("status", "--porcelain", "--untracked-files=no", "--", ".", *(f":!{path}" for path in WRITTEN)),
+        )
+    )
+    return head + "-dirty" * bool(head and changes)
 
 
 def load(folder: Path) -> dict[str, dict]:

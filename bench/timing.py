@@ -12,7 +12,6 @@ import datetime
 import json
 import os
 import platform
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -25,7 +24,7 @@ import torch
 from maskfuse import _timing
 from maskfuse._processor import last_cache, processor
 from maskfuse._timing import Timing, ratio
-from records import RESULTS, ROOT
+from records import RESULTS, commit_of
 
 __all__ = [
     "Timing",
@@ -116,7 +115,6 @@ def _keep_freed_memory() -> None:
 
 def machine() -> dict:
     """What a figure depends on: processor, caches, versions, commit, threads, load."""
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
     info = maskfuse.build_info()
     return {
         **processor(),
@@ -126,7 +124,7 @@ def machine() -> dict:
         "python": platform.python_version(),
         "compiler": info["compiler"],
         "cpu_level": info["cpu_level"],
-        "commit": git.stdout.strip(),
+        "commit": commit_of(),
         "date": datetime.date.today().isoformat(),
     }
 

@@ -100,3 +100,32 @@ def test_figures_of_two_machines_are_not_mixed_silently(readme, results):
 def test_pictures_are_small(readme):
     for path in (BENCH / "results").glob("*.svg"):
         assert path.stat().st_size < 150_000, path.name
+
+
+@pytest.fixture
+def records(monkeypatch):
+    yield from imported(monkeypatch, "records")
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_the_commit_that_was_measured(tmp_path, records):
+    """What a run has written so far does not make it a run of other code."""
+    assert records.commit_of(tmp_path) == ""
+
+    def git(*arguments):
+        process = subprocess.run(["git", *arguments], cwd=tmp_path, check=True, capture_output=True, text=True)
+        return process.stdout.strip()
+
+    for name in ("bench/results/one.json", "bench/timing.py", "README.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("before")
+    git("init", "-q")
+    git("add", ".")
+    git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "-m", "all")
+    head = git("rev-parse", "--short", "HEAD")
+    (tmp_path / "bench/results/one.json").write_text("after")
+    (tmp_path / "README.md").write_text("after")
+    (tmp_path / "notes").write_text("untracked")
+    assert records.commit_of(tmp_path) == head
+    (tmp_path / "bench/timing.py").write_text("after")
+    assert records.commit_of(tmp_path) == head + "-dirty"
