@@ -20,6 +20,7 @@ PIP_FLAGS ?=
 BENCH_FLAGS ?=
 export MASKFUSE_CUDA ?= auto
 export MAX_JOBS ?= $(shell nproc)
+TEST_JOBS ?= $(shell n=$$(nproc); echo $$((n < 8 ? n : 8)))
 
 SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.json')
 TOOLS := $(VENV)/.tools
@@ -30,9 +31,12 @@ BUILT := $(VENV)/.built-$(MASKFUSE_CUDA)
 demo: build
 	$(BIN)/python -m maskfuse demo
 
+# Several processes of two threads each, more than there are cores: who waits must not spin.
+test: export OMP_NUM_THREADS := 2
+test: export OMP_WAIT_POLICY := passive
 test: build simt build/cmake/asan/.built build/cmake/release/.built
 	$(call run_ctest,asan)
-	PYTHONPATH=build/cmake/release $(BIN)/python -m pytest
+	PYTHONPATH=build/cmake/release $(BIN)/python -m pytest -n $(TEST_JOBS)
 
 # Seeds are printed: what fails can be drawn again.
 fuzz: build simt
@@ -87,7 +91,7 @@ build/cmake/release/.raw: $(TOOLS) $(SOURCES) CMakeLists.txt CMakePresets.json
 	$(BIN)/cmake --build build/cmake/release --target maskfuse_raw -- --quiet
 	@touch $@
 
-run_ctest = $(BIN)/ctest --test-dir build/cmake/$(1) --output-on-failure --no-tests=error -O $(CURDIR)/build/ctest-$(1).log
+run_ctest = $(BIN)/ctest -j $(TEST_JOBS) --test-dir build/cmake/$(1) --output-on-failure --no-tests=error -O $(CURDIR)/build/ctest-$(1).log
 
 sanitize: build/cmake/asan/.built build/cmake/tsan/.built
 	$(call run_ctest,asan)
@@ -104,8 +108,8 @@ coverage: build/cmake/coverage/.built build/cmake/release/.built
 	MASKFUSE_SIMT=1 MASKFUSE_COVERAGE=1 $(BIN)/python setup.py -q build_ext --build-temp $(COVERAGE)/simt-objects --build-lib $(COVERAGE)/simt > $(COVERAGE)/simt.log 2>&1 \
 	  || { cat $(COVERAGE)/simt.log; exit 1; }
 	find $(COVERAGE) build/cmake/coverage -name '*.gcda' -delete
-	$(call run_ctest,coverage) -j $(MAX_JOBS)
-	PYTHONPATH=$(CURDIR)/$(COVERAGE)/lib:build/cmake/release MASKFUSE_SIMT_FOLDER=$(CURDIR)/$(COVERAGE)/simt $(BIN)/python -m pytest -n $(MAX_JOBS) --cov --cov-report= \
+	$(call run_ctest,coverage)
+	PYTHONPATH=$(CURDIR)/$(COVERAGE)/lib:build/cmake/release MASKFUSE_SIMT_FOLDER=$(CURDIR)/$(COVERAGE)/simt $(BIN)/python -m pytest -n $(TEST_JOBS) --cov --cov-report= \
 	  $(addprefix --deselect tests/,test_build.py::test_libraries_name_no_path_of_the_machine test_wheel.py::test_nothing_names_the_machine)
 	$(BIN)/python tests/coverage_summary.py $(COVERAGE) build/cmake/coverage
 
@@ -118,6 +122,7 @@ wheel: $(TOOLS)
 	@ls -l dist
 
 # Installs dist/*.whl into two new environments, outside the repository, and runs the tests there.
+wheel-matrix: export TEST_JOBS := $(TEST_JOBS)
 wheel-matrix: wheel
 	bash tests/wheel_matrix.sh
 

@@ -28,6 +28,6 @@ assert maskfuse.__file__.startswith('$folder'), maskfuse.__file__
 cuda = maskfuse.build_info()['cuda']
 assert cuda['loaded'] == (torch.version.cuda is not None), cuda
 "
-    OMP_NUM_THREADS=1 "$python" -m pytest -n "${MAX_JOBS:-$(nproc)}" tests
+    OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive "$python" -m pytest -n "${TEST_JOBS:-2}" tests
   )
 done
