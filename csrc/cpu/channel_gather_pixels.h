@@ -28,7 +28,7 @@ inline T load(const char* from) {
 template <class T>
 class Rows {
  public:
-  explicit Rows(const ChannelCopy& copy) : c(copy) {}
+  explicit Rows(const ChannelCopy& copy) : c(copy), vectors(channel_steps(sizeof(T))) {}
   ~Rows() { flush(); }
 
   // Copies a row now or with others of its list, at the latest when this object goes.
@@ -92,7 +92,6 @@ class Rows {
 
   // Whether the list is one of steps, of two elements or more each: below that they gain nothing.
   bool make_steps() {
-    vectors = channel_steps(sizeof(T));
     if (vectors.width == 0 || c.from_channel != (int64_t)sizeof(T)) return false;
     const int64_t most = std::max(c.channels, c.from_channels) / vectors.width + 1;
     if (!steps) steps.reset(new (std::nothrow) ChannelStep[(size_t)most]);
@@ -155,13 +154,13 @@ class Rows {
   }
 
   const ChannelCopy& c;
+  const ChannelSteps vectors;  // looked up once: tests change the level in use
   const int32_t* list = nullptr;
   char* tos[kTogether];
   const char* froms[kTogether];
   int pending = 0;
   bool known = false, run = false, gaps = false;
   int64_t used = 0;
-  ChannelSteps vectors{};
   int64_t step_count = 0;
   std::unique_ptr<ChannelStep[]> steps;
   std::unique_ptr<char[]> staged;
