@@ -81,10 +81,9 @@ def test_environment():
     assert "one of cpu, cuda, triton, reference; got 'tpu'" in run("-c", code, MASKFUSE_BACKEND="tpu").stderr
     level = run("-c", "import torch, maskfuse as m; print(m.build_info()['cpu_level'])", MASKFUSE_CPU="scalar")
     assert level.stdout.strip() == "scalar"
-    assert (
-        "expected scalar, avx2 or avx512"
-        in run("-c", "import maskfuse as m; m.build_info()", MASKFUSE_CPU="mmx").stderr
-    )
+    for call in ("m.build_info()", "m.channel_gather(torch.ones(4096, 64), torch.arange(9))"):
+        failed = run("-c", f"import torch, maskfuse as m; {call}", MASKFUSE_CPU="mmx")
+        assert "expected scalar, avx2 or avx512" in failed.stderr, call
 
 
 def run(*arguments, **environment):

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <memory>
 
+#include "../cpu/isa.h"
 #include "channel_layout.h"
 
 namespace maskfuse {
@@ -12,6 +13,7 @@ namespace maskfuse {
 template <class Work>
 void for_units(const ChannelCopy& copy, const Work& work) {
   constexpr int64_t kBytesWorthAThread = 1 << 15;
+  isa_in_use();  // what is wrong with MASKFUSE_CPU is said here: of a thread's exceptions only that there was one
   const int64_t units = copy_units(copy);
   torch::stable::parallel_for(
       0, units, std::max<int64_t>(1, kBytesWorthAThread / std::max<int64_t>(1, copy_unit_bytes(copy))), work);
