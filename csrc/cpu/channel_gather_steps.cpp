@@ -19,10 +19,10 @@ int64_t compressing_steps(const int32_t* list, int64_t count, int64_t outputs, i
   int64_t made = 0;
   for (int64_t i = 0; i < count;) {
     ChannelStep step{list[i] - list[i] % width, (int32_t)i, 0, (int32_t)std::min<int64_t>(width, outputs - i)};
-    do {
+    for (; i < count && list[i] >= step.from && list[i] - step.from < width; ++i) {
       if (i > 0 && list[i] <= list[i - 1]) return -1;
       step.bits |= 1u << (list[i] - step.from);
-    } while (++i < count && list[i] >= step.from && list[i] - step.from < width);
+    }
     steps[made++] = step;
   }
   return made;
